@@ -1,0 +1,59 @@
+# Everything that a checkout needs: the environment, the workflow, the checks.
+# Needs Python >= 3.11 and make; the first run fetches the packages into .venv, about 6 GB with CUDA.
+
+PYTHON ?= python3
+CORES ?= all
+# handed to the main command of the target: make all ARGS=--dry-run, make test ARGS="-m 'not slow'"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/requirements.stamp
+RULES := Snakefile rules
+
+.PHONY: help all test lint format report lock clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+all: $(READY)  ## run the workflow: the default experiment, offline, minutes
+	$(BIN)/snakemake --cores $(CORES) --workflow-profile profiles/default all $(ARGS)
+
+test: lint  ## all checks and tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## the checks of style alone
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check $(RULES)
+	$(BIN)/snakemake --lint
+
+format: $(READY)  ## bring the code into the form that lint expects
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt $(RULES)
+
+report: $(READY)  ## gather tables and figures of a finished run in results/report.zip
+	$(BIN)/snakemake --workflow-profile profiles/default --report results/report.zip $(ARGS)
+
+lock: $(READY)  ## bring requirements.lock up to requirements.in (newest of all: ARGS=--upgrade)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--output-file requirements.lock $(ARGS) requirements.in > /dev/null
+	@echo "requirements.lock is renewed; bring environment.yml up to it (make test says what differs)"
+
+clean:  ## delete results and logs, keep downloads and the environment
+	rm -rf results logs
+
+# The lock pins uv too: pip installs that one entry, and uv everything else, 4 times as fast as pip.
+$(READY): requirements.lock
+	@test -x $(BIN)/python || command -v $(PYTHON) > /dev/null || { \
+		echo "There is no $(PYTHON) here: install Python >= 3.11 or name one, make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python >= 3.11 is needed and $(PYTHON) is %d.%d: name another one, make PYTHON=/path/to/python3.11" \
+		% sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement $(VENV)/uv.lock
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	@touch $@

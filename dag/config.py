@@ -1,0 +1,242 @@
+"""Pure functions over the configuration: is it sound, and what follows from it.
+
+The workflow asks these functions which perturbations each victim has to see; nothing here reads
+an image, a weight or a result.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from dag import voc
+from dag.perturbation import parse
+
+PERMUTED = ".permuted"  # a row of a table: the mean over all permuted draws
+
+
+def check(config: dict, schema: Path) -> None:
+    """Refuse a configuration that cannot be run.
+
+    Raises
+    ------
+    ValueError
+        One sentence: an unknown key, a wrong type, an unknown network, perturbation, image set, or a
+        table that cannot be made.
+    """
+    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
+    errors = sorted(validator.iter_errors(config), key=lambda error: len(error.absolute_path), reverse=True)
+    if errors:
+        error = jsonschema.exceptions.best_match(errors)
+        place = ".".join(str(part) for part in error.absolute_path) or "top level"
+        raise ValueError(f"configuration, {place}: {_plain(error)}")
+    for name in config["targets"]:
+        if name not in config["tables"] and name not in config["figures"]:
+            raise ValueError(f"configuration, targets: {name!r} is neither a table nor a figure")
+    for kind in ("tables", "figures"):
+        for name, entry in config[kind].items():
+            _check_product(config, f"{kind}.{name}", entry)
+
+
+def _plain(error: jsonschema.ValidationError) -> str:
+    """A jsonschema error in words that do not need the schema."""
+    if error.validator == "additionalProperties":
+        known = ", ".join(sorted(error.schema.get("properties", {}))) or "names of another form"
+        unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
+        return f"unknown key {unknown[0]!r}; known keys are {known}"
+    return error.message
+
+
+def _check_product(config: dict, place: str, entry: dict) -> None:
+    if entry["image_set"] not in config["image_sets"]:
+        raise ValueError(f"configuration, {place}: image set {entry['image_set']!r} is not in image_sets")
+    for victim in victims(entry):
+        if victim not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
+    for row in rows(entry):
+        try:
+            for source in parse(row.removesuffix(PERMUTED)).sources:
+                attack(config, source)
+        except ValueError as error:
+            raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
+
+
+def victims(entry: dict) -> list[str]:
+    """Networks that a table or figure evaluates, in order."""
+    if "victims" in entry:
+        return entry["victims"]
+    if "panels" in entry:
+        return list(dict.fromkeys(victim for panel in entry["panels"] for victim in panel["victims"]))
+    if entry.get("layout") == "white-box":
+        return list(dict.fromkeys(network_of(source) for source in entry["sources"]))
+    return []
+
+
+def rows(entry: dict) -> list[str]:
+    """Perturbations that a table or figure shows, as written, in order."""
+    if "panels" in entry:
+        return list(dict.fromkeys(panel["perturbation"] for panel in entry["panels"]))
+    if entry.get("layout") == "white-box":
+        return ["none", *(row for source in entry["sources"] for row in (source, source + PERMUTED))]
+    return entry.get("perturbations", entry.get("sources", []))
+
+
+def pairs(entry: dict) -> Iterator[tuple[str, str]]:
+    """(perturbation as written, victim) pairs that a table or figure needs."""
+    if "panels" in entry:
+        for panel in entry["panels"]:
+            for victim in panel["victims"]:
+                yield "none", victim
+                yield panel["perturbation"], victim
+    elif entry.get("layout") == "white-box":
+        for source in entry["sources"]:
+            for row in ("none", source, source + PERMUTED):
+                yield row, network_of(source)
+    else:
+        for row in rows(entry):
+            for victim in victims(entry):
+                yield row, victim
+
+
+def products(config: dict) -> dict[str, dict]:
+    """The tables and figures that `all` makes, by name."""
+    return {name: (config["tables"] | config["figures"])[name] for name in config["targets"]}
+
+
+def draws(row: str, permutations: int) -> list[str]:
+    """Perturbations behind a row: its permuted draws, or just itself."""
+    if row.endswith(PERMUTED):
+        return [f"{row}-{draw}" for draw in range(1, permutations + 1)]
+    return [row]
+
+
+def seen_by(config: dict, image_set: str, victim: str) -> list[str]:
+    """Every perturbation that a victim has to see on an image set, in order of first appearance.
+
+    `none` is always first: every score is reported with its drop from the clean image.
+    """
+    needed = {"none": None}
+    for entry in products(config).values():
+        if entry["image_set"] == image_set:
+            for row, seeing in pairs(entry):
+                if seeing == victim:
+                    needed |= dict.fromkeys(draws(row, config["permutations"]))
+    return list(needed)
+
+
+def sources(config: dict) -> dict[str, list[str]]:
+    """Every source that `all` needs, by image set, in order of first appearance."""
+    found: dict[str, dict] = {}
+    for entry in products(config).values():
+        found.setdefault(entry["image_set"], {}).update(dict.fromkeys(table_sources(entry)))
+    return {image_set: list(names) for image_set, names in found.items()}
+
+
+def table_sources(entry: dict) -> list[str]:
+    """Sources whose perturbations a table or figure is made of, in order of first appearance."""
+    return list(dict.fromkeys(source for row in rows(entry) for source in parse(row.removesuffix(PERMUTED)).sources))
+
+
+def with_local_voc(config: dict) -> dict:
+    """The configuration with the image sets of a VOC folder that the user has named by `voc`.
+
+    Such a folder is used as it is: its lists say which images, and how many.
+
+    Raises
+    ------
+    ValueError
+        If the folder or one of its lists does not exist.
+    """
+    if config["voc"] is None:
+        return config
+    sets = {}
+    used = {entry["image_set"] for entry in products(config).values()}
+    for name, entry in config["image_sets"].items():
+        roots = [part["root"] for part in entry["parts"]]
+        if name in used and all("{voc}" in root for root in roots):
+            lists = [Path(part["root"].format(voc=config["voc"])) / part["list"] for part in entry["parts"]]
+            entry = {**entry, "size": sum(len(voc.read_ids(path)) for path in lists), "sha256": None}
+        sets[name] = entry
+    return {**config, "image_sets": sets}
+
+
+def network_of(source: str) -> str:
+    """Network of a source "network" or "network@variant"."""
+    return source.partition("@")[0]
+
+
+def attack(config: dict, source: str) -> dict:
+    """Settings of a source's attack: those of its task, changed by its variant.
+
+    Raises
+    ------
+    ValueError
+        If the network or the variant is unknown.
+    """
+    network, _, variant = source.partition("@")
+    if network not in config["networks"]:
+        raise ValueError(f"network {network!r} is not in networks")
+    if variant and variant not in config["variants"]:
+        raise ValueError(f"variant {variant!r} is not in variants")
+    return config["attacks"][config["networks"][network]["task"]] | config["variants"].get(variant, {})
+
+
+def shards(config: dict, image_set: str) -> list[str]:
+    """Names of the shards of an image set."""
+    count = -(-config["image_sets"][image_set]["size"] // config["shard_size"])
+    return [f"{shard:04d}" for shard in range(count)]
+
+
+def merge(base: dict, overlay: dict) -> dict:
+    """Overlay one configuration on another: mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for name, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = merge(base[name], value) if both else value
+    return merged
+
+
+def code_digest(root: Path, *modules: str) -> str:
+    """Digest of the given modules and of every module of the project that they import.
+
+    Taken from the syntax trees without docstrings: a comment or a new layout does not rerun a job.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds the package.
+    modules : str
+        "dag.generate" or "dag.networks.fcn:fcn"; what is not in the package is read as a file, or
+        ignored if it is an installed package (its version is recorded, not digested).
+    """
+    pending, found = list(modules), {}
+    while pending:
+        module = pending.pop().partition(":")[0]
+        path = Path(module) if module.endswith(".py") else root / (module.replace(".", "/") + ".py")
+        if module in found or not path.is_file():
+            continue
+        found[module], imported = _outline(path)
+        pending += imported
+    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:16]
+
+
+@cache
+def _outline(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Syntax tree of a file without docstrings, and the project's modules that it imports."""
+    tree = ast.parse(path.read_text())
+    imported = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dag":
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names if alias.name.split(".")[0] == "dag"]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree), tuple(imported)

@@ -1,0 +1,88 @@
+"""What every job of the workflow does first: write to its log, and fail with a sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dag import voc
+from dag.store import file_digest
+
+
+def start(log: str, threads: int = 1) -> None:
+    """Send everything the job prints to its log, and limit its threads.
+
+    Call it before importing torch: import errors belong into the log, and the number of OpenMP
+    threads is read once.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.excepthook = _sentence
+
+
+def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Print a ValueError that this project raised, which is how it reports bad input, as one sentence."""
+    innermost = trace
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    ours = Path(innermost.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    if issubclass(kind, ValueError) and ours:
+        print(f"Error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def progress(items: Iterable, what: str, seconds: float = 30) -> Iterator:
+    """Yield the items; show a bar on a terminal, a line every `seconds` in a log."""
+    items = list(items)
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what)
+        return
+    begin = last = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= seconds or number == len(items):
+            last = now
+            print(f"{what}: {number} of {len(items)}, {now - begin:.0f} s", file=sys.stderr)
+
+
+def weight_files(inputs) -> dict[str, str]:
+    """Weight files of a job by role: its named inputs that are neither images nor perturbations."""
+    return {role: inputs[role] for role in inputs.keys() if role not in ("lists", "perturbations")}
+
+
+def identity(params, files: dict[str, str], shard: str) -> tuple[list, dict]:
+    """Images of a shard, and what determines a network's output on them: the start of a shard's header.
+
+    `params` are those of the rules perturb and predict: network, image_set, code.
+    """
+    settings = params.image_set
+    images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"])
+    images = voc.shard_of(images, shard, settings["shard_size"])
+    header = {
+        "network": params.network,
+        "weights": {role: file_digest(path) for role, path in files.items()},
+        "image_set": settings,
+        "ids": voc.digest(image_id for _, image_id in images),
+        "shard": shard,
+        "code": params.code,
+    }
+    return images, header
+
+
+def device() -> str:
+    """"cuda" where there is a GPU, "cpu" elsewhere."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""The networks under attack: one module per family, all behind `interface`."""

@@ -1,0 +1,171 @@
+"""Faster R-CNN: region proposal network, RoI max pooling, fully connected head (Ren et al., 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dag.networks import bodies, boxes, operators
+from dag.networks.interface import Detections, Detector, Proposals
+
+# Standard deviations by which the targets of the second box regression are divided.
+SPREAD = (0.1, 0.1, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature map (B, D, h, w) of a batch and the `size` = (H, W) of its images."""
+
+    maps: Tensor
+    size: tuple[int, int]
+
+
+class TwoStage(Detector):
+    """Body, region proposal network and final suppression; subclasses add the second stage.
+
+    The settings of the normal test are attributes: `candidates` boxes enter the suppression of
+    proposals at IoU > `proposal_nms`, `proposals` survive; detections need a probability above
+    `lowest` and are suppressed per class at IoU > `detection_nms`.
+    """
+
+    candidates = 600
+    proposals = 150
+    proposal_nms = 0.7
+    lowest = 0.05
+    detection_nms = 0.3
+
+    def __init__(
+        self, trunk: bodies.Body, labels: tuple[int, ...], sizes: tuple[float, ...], ratios: tuple[float, ...]
+    ):
+        super().__init__()
+        self.labels = tuple(labels)
+        self.trunk = trunk
+        self.stride = trunk.stride
+        width = trunk.widths[1]
+        base = boxes.base_anchors(sizes, ratios, self.stride)
+        self.register_buffer("base", base, persistent=False)
+        self.register_buffer("spread", torch.tensor(SPREAD), persistent=False)
+        self.rpn = bodies.convolution(width, 64, 3)
+        self.rpn_objectness = nn.Conv2d(64, len(base), 1)
+        self.rpn_deltas = nn.Conv2d(64, 4 * len(base), 1)
+
+    def features(self, images: Tensor) -> Features:
+        return Features(self.trunk(images)[1], tuple(images.shape[-2:]))
+
+    def anchors(self, features: Features) -> Tensor:
+        """Anchors (N, 4) in the order of the outputs of `objectness_and_deltas`."""
+        return boxes.grid_anchors(self.base, *features.maps.shape[-2:], self.stride)
+
+    def objectness_and_deltas(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Raw output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
+        maps = self.rpn(features.maps)
+        objectness = self.rpn_objectness(maps).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.rpn_deltas(maps).permute(0, 2, 3, 1).reshape(len(maps), -1, 4)
+        return objectness, deltas
+
+    @torch.no_grad()
+    def propose(self, features: Features, *, nms: float, limit: int, candidates: int | None = None) -> list[Proposals]:
+        """The `limit` best proposals that survive suppression at IoU > `nms`, best first.
+
+        All anchors enter the suppression unless `candidates` limits them, as the normal test
+        does: the attack needs a dense set.
+        """
+        raw = self.objectness_and_deltas(features)
+        return self.select(features, *raw, nms=nms, limit=limit, candidates=candidates)
+
+    @torch.no_grad()
+    def select(
+        self,
+        features: Features,
+        objectness: Tensor,
+        deltas: Tensor,
+        *,
+        nms: float,
+        limit: int,
+        candidates: int | None,
+    ) -> list[Proposals]:
+        """`propose`, given the output of `objectness_and_deltas`."""
+        decoded = boxes.clip(boxes.decode(self.anchors(features), deltas), features.size)
+        return [
+            Proposals(image_boxes[boxes.best_boxes(image_boxes, logits, nms=nms, limit=limit, candidates=candidates)])
+            for image_boxes, logits in zip(decoded, objectness, strict=True)
+        ]
+
+    def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
+        """Second stage: scores (R, C) before softmax and box deltas (R, 4), in units of `SPREAD`."""
+        raise TypeError(f"{type(self).__name__} does not define regions()")
+
+    def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
+        return self.regions(features, proposals)[0]
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Detections]:
+        features = self.features(images)
+        proposals = self.propose(features, nms=self.proposal_nms, limit=self.proposals, candidates=self.candidates)
+        scores, deltas = self.regions(features, proposals)
+        starts = torch.cat([one.boxes for one in proposals])
+        refined = boxes.clip(boxes.decode(starts, deltas * self.spread), features.size)
+        counts = [len(one) for one in proposals]
+        parts = zip(refined.split(counts), self.probabilities(scores).split(counts), strict=True)
+        return [self._detections(*part) for part in parts]
+
+    def _detections(self, refined: Tensor, probabilities: Tensor) -> Detections:
+        rows, columns = (probabilities[:, 1:] > self.lowest).nonzero(as_tuple=True)
+        candidates, scores = refined[rows], probabilities[rows, columns + 1]
+        kept = operators.class_nms(boxes.exclusive(candidates), scores, columns, self.detection_nms)
+        ids = torch.tensor(self.labels[1:], device=columns.device)
+        return Detections(candidates[kept], ids[columns[kept]], scores[kept])
+
+
+def rois(proposals: list[Proposals], maps: Tensor) -> Tensor:
+    """Proposals of a batch as rows (image, x_min, y_min, x_max, y_max), (R, 5), typed like `maps`."""
+    image = torch.cat([torch.full((len(one), 1), i) for i, one in enumerate(proposals)])
+    return torch.cat([image.to(maps), torch.cat([one.boxes for one in proposals]).to(maps)], 1)
+
+
+class FasterRCNN(TwoStage):
+    """RoI max pooling to `cells` x `cells`, two fully connected layers, class-agnostic box deltas."""
+
+    def __init__(self, *arguments, cells: int, width: int):
+        super().__init__(*arguments)
+        self.cells = cells
+        self.fc = nn.Sequential(
+            nn.Linear(self.trunk.widths[1] * cells**2, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+        )
+        self.class_scores = nn.Linear(width, len(self.labels))
+        self.box_deltas = nn.Linear(width, 4)
+
+    def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
+        maps = features.maps
+        pooled = operators.roi_pool(maps, rois(proposals, maps), self.cells, 1 / self.stride)
+        vectors = self.fc(pooled.flatten(1))
+        return self.class_scores(vectors), self.box_deltas(vectors)
+
+
+def faster_rcnn(
+    body: str,
+    labels: tuple[int, ...],
+    sizes: tuple[float, ...] = (24, 38, 58),
+    ratios: tuple[float, ...] = (0.5, 1, 2),
+    cells: int = 5,
+    width: int = 96,
+) -> FasterRCNN:
+    """Miniature Faster R-CNN.
+
+    Parameters
+    ----------
+    body : str
+        Name of the body, see `dag.networks.bodies`.
+    labels : sequence of int
+        VOC class ids of the score columns, background (0) first.
+    sizes, ratios : sequence of float
+        Anchors: square root of the area in pixels, height / width.
+    cells, width : int
+        Cells per side of the pooled map, channels of the fully connected layers.
+    """
+    return FasterRCNN(bodies.body(body), labels, sizes, ratios, cells=cells, width=width)

@@ -1,0 +1,207 @@
+"""What every network can do, whatever its family, file format or size.
+
+A network takes images as they are: float32 RGB in [0, 255], any size, a leading batch dimension
+(B, 3, H, W).  Resizing, channel order and mean subtraction are its own first, differentiable
+layers, so one perturbation in the frame of the image can be shown to all of them.
+
+The attack (`dag.attack`) needs only two things: the score vector f(X, t) before softmax of every
+target t, differentiable in X, and the meaning of its columns (`labels`).  The evaluation needs
+the network's normal output (`label_map`, `detect`).
+
+Detectors without a region proposal network (single-stage ones) fit the same interface: their
+decoded anchor boxes play the role of the proposals, and f(X, t) is the vector of class logits at
+that anchor.  Objectness takes part in `confidence` and in `detect` and is left alone by the
+attack: scores derived from it let the attack stop early with the true class still the best one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate boxes of one image before classification.
+
+    Attributes
+    ----------
+    boxes : Tensor, float32 (R, 4)
+        (x_min, y_min, x_max, y_max), 0-based, in the frame of the image.
+    index : Tensor or None, int64 (R,)
+        Single-stage networks: row of the anchor in the network's raw output.  Otherwise None.
+    """
+
+    boxes: Tensor
+    index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, rows: Tensor) -> Proposals:
+        return Proposals(self.boxes[rows], None if self.index is None else self.index[rows])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final scored boxes of one image after non-maximum suppression, best score first.
+
+    Attributes
+    ----------
+    boxes : Tensor, float32 (D, 4)
+    labels : Tensor, int64 (D,)
+        VOC class ids, 1..20.
+    scores : Tensor, float32 (D,)
+        In [0, 1].
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+class Network(nn.Module):
+    """Common to both tasks.
+
+    Attributes
+    ----------
+    task : str
+        "segmentation" or "detection".
+    labels : tuple of int
+        VOC class id of each of the C score columns; 0 is background.  A single-stage detector
+        has no background column.
+    """
+
+    task: str
+    labels: tuple[int, ...]
+
+
+class Segmenter(Network):
+    """A network that labels every pixel.
+
+    `body` does the work at low resolution; `upsample` is linear in its input, so that an attack
+    may handle it in closed form.
+    """
+
+    task = "segmentation"
+
+    def body(self, images: Tensor) -> Tensor:
+        """Low-resolution scores (B, C, h, w) of images (B, 3, H, W)."""
+        raise TypeError(f"{type(self).__name__} does not define body()")
+
+    def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores (B, C, H, W) at image resolution `size` = (H, W); linear in `scores`."""
+        raise TypeError(f"{type(self).__name__} does not define upsample()")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores before softmax, (B, C, H, W), of images (B, 3, H, W)."""
+        return self.upsample(self.body(images), images.shape[-2:])
+
+    @torch.no_grad()
+    def label_map(self, images: Tensor) -> Tensor:
+        """Predicted VOC class ids, uint8 (B, H, W)."""
+        columns = self(images).argmax(1)
+        return torch.tensor(self.labels, dtype=torch.uint8, device=columns.device)[columns]
+
+
+class Detector(Network):
+    """A network that finds boxes.
+
+    Lists have one element per image of the batch; tensors over proposals are concatenated in
+    that order, R = total number of proposals.
+    """
+
+    task = "detection"
+
+    def features(self, images: Tensor):
+        """Everything that one pass of the trunk yields; handed to the other methods unopened."""
+        raise TypeError(f"{type(self).__name__} does not define features()")
+
+    def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
+        """The `limit` best proposals that survive suppression at IoU > `nms`, best first."""
+        raise TypeError(f"{type(self).__name__} does not define propose()")
+
+    def scores(self, features, proposals: list[Proposals]) -> Tensor:
+        """f(X, t) before softmax, (R, C); differentiable in the images."""
+        raise TypeError(f"{type(self).__name__} does not define scores()")
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class probabilities (R, C) of scores (R, C)."""
+        return scores.softmax(1)
+
+    def confidence(self, features, proposals: list[Proposals]) -> Tensor:
+        """How sure the network is that a proposal holds an object of a class, (R, C) in [0, 1].
+
+        Single-stage networks multiply the class probability by the objectness.
+        """
+        return self.probabilities(self.scores(features, proposals))
+
+    def detect(self, images: Tensor) -> list[Detections]:
+        """Detections at the network's normal test settings."""
+        raise TypeError(f"{type(self).__name__} does not define detect()")
+
+
+def build(architecture: str, arguments: dict | None = None, files: dict | None = None) -> Network:
+    """Make a network ready for use: evaluation mode, frozen weights, finite numbers.
+
+    Parameters
+    ----------
+    architecture : str
+        "package.module:function" or "path/to/file.py:function"; the function returns a `Network`.
+    arguments : dict, optional
+        Keyword arguments of the function.
+    files : dict of str to path, optional
+        Weight files by role.  `state_dict` is loaded into the network here; every other role is
+        handed to the function as a keyword argument.
+
+    Raises
+    ------
+    ValueError
+        If the architecture cannot be found, the file does not fit, or a weight is not finite.
+    """
+    files = {role: Path(path) for role, path in (files or {}).items()}
+    for role, path in files.items():
+        if not path.is_file():
+            raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
+    state_dict = files.pop("state_dict", None)
+    network = _function(architecture)(**(arguments or {}), **files)
+    if state_dict is not None:
+        load_weights(network, state_dict)
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{architecture}: weight {name} has values that are not finite; "
+                "delete the weight file and download or train it again"
+            )
+    return network.eval().requires_grad_(False)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict written by `torch.save`; no code in the file is executed."""
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: cannot be loaded as weights of {type(network).__name__}: {reason}") from error
+
+
+def _function(architecture: str):
+    module_name, _, function_name = architecture.partition(":")
+    try:
+        if module_name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+        return getattr(module, function_name)
+    except (ImportError, OSError, AttributeError) as error:
+        raise ValueError(
+            f"architecture {architecture!r} cannot be found ({error}); "
+            "give package.module:function or path/to/file.py:function"
+        ) from error

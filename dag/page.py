@@ -1,0 +1,62 @@
+"""One HTML page with all tables and figures, which opens from the disk in any browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+img { max-width: 100%; height: auto; }
+pre { overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: 13px; line-height: 1.35; }
+.notice { background: #fff6d6; padding: .75rem 1rem; border-left: 4px solid #e0b000; }
+"""
+
+
+def page(title: str, description: str, products: Mapping[str, Mapping], folder: Path) -> str:
+    """The page as HTML.
+
+    Parameters
+    ----------
+    title, description : str
+        Of the experiment; the description says what its numbers may be compared with.
+    products : mapping
+        Tables (entries with "layout") and figures (entries with "kind") by name, in order.
+    folder : Path
+        Results of the experiment: tables/ and figures/ lie below; links are relative to it.
+    """
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(description)}</p>']
+    for name, entry in products.items():
+        parts.append(f'<h2 id="{name}">{escape(entry["title"])}</h2>')
+        if "description" in entry:
+            parts.append(f"<p>{escape(entry['description'])}</p>")
+        if "layout" in entry:
+            parts.append(_image(f"tables/{name}.svg", entry["title"]))
+            text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
+            parts.append(_details("Numbers, with standard errors, on float and on 8-bit images", text))
+            parts.append(_links(f"tables/{name}", ("csv", "md", "tex", "png")))
+        else:
+            parts.append(_image(f"figures/{name}.svg", entry["title"]))
+            kinds = ("png",) if entry["kind"] == "examples" else ("csv", "png")
+            parts.append(_links(f"figures/{name}", kinds))
+    statuses = (folder / "tables" / "statuses.md").read_text(encoding="utf-8")
+    parts += ["<h2>How the attacks ended</h2>", f"<pre>{escape(statuses)}</pre>"]
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _image(path: str, text: str) -> str:
+    return f'<p><img src="{path}" alt="{escape(text, quote=True)}"></p>'
+
+
+def _details(summary: str, text: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _links(stem: str, suffixes: tuple[str, ...]) -> str:
+    return "<p>" + " · ".join(f'<a href="{stem}.{suffix}">{suffix.upper()}</a>' for suffix in suffixes) + "</p>"

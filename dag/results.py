@@ -1,0 +1,123 @@
+"""Stored perturbations and predictions, gathered for tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from dag import store, voc
+from dag.cells import detections_of, read_manifest
+from dag.perturbation import parse
+from dag.tables import row_label
+
+
+def records(shards: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dict]:
+    """What is known of every attacked image, by source.
+
+    Parameters
+    ----------
+    shards : sequence of Path
+        Perturbation shards of sources.
+    networks : mapping
+        {name: {"label", "task"}}.
+
+    Returns
+    -------
+    list of dict
+        One per source, in order of first appearance: source, label, task, settings of the attack, and
+        `records`, one dict per image: image, status, iterations, targets, available, active (|T_m|
+        at every forward pass), perceptibility, largest.
+    """
+    sources: dict[str, dict] = {}
+    labels = {name: entry["label"] for name, entry in networks.items()}
+    for shard in shards:
+        header = store.read_header(shard, "perturbations")
+        entry = sources.setdefault(
+            header["source"],
+            {
+                "source": header["source"],
+                "label": row_label(header["source"], labels, {}),
+                "task": header["network"]["task"],
+                "settings": header["settings"],
+                "records": [],
+            },
+        )
+        attributes = store.read_attributes(shard, "perturbations")
+        entry["records"] += [{"image": image_id} | known for image_id, known in attributes.items()]
+    return list(sources.values())
+
+
+def example_blocks(
+    images: Sequence[tuple[Path, str]],
+    panels: Sequence[Mapping],
+    perturbations: Mapping[str, Sequence[Path]],
+    predictions: Mapping[str, Sequence[Path]],
+    networks: Mapping[str, Mapping],
+    symbols: Mapping[str, str],
+) -> list[dict]:
+    """Everything that example panels show, see `dag.figures.transfer_examples`.
+
+    Parameters
+    ----------
+    images : sequence of (root, image id)
+    panels : sequence of mapping
+        {"perturbation": name, "victims": names}.
+    perturbations : mapping
+        Shards of every perturbation by its name.
+    predictions : mapping
+        Manifests of predictions of every victim by its name.
+    networks : mapping
+        {name: {"label", "task"}}.
+    symbols : mapping
+        Short names of the sources.
+
+    Returns
+    -------
+    list of dict
+        One per image and panel, images outermost: label, status where there is one source, image,
+        perturbation, truth (of the first victim's task) and victims, a list of {label, before,
+        after}.
+    """
+    labels = {name: entry["label"] for name, entry in networks.items()}
+    manifests = {victim: [read_manifest(path) for path in paths] for victim, paths in predictions.items()}
+    blocks = []
+    for root, image_id in images:
+        for panel in panels:
+            name = panel["perturbation"]
+            r, known = _find(perturbations[name], image_id, "perturbations")
+            block = {
+                "label": f"{row_label(name, labels, symbols)} on {image_id}",
+                "image": voc.read_image(root, image_id),
+                "perturbation": r,
+                "truth": _truth(root, image_id, networks[panel["victims"][0]]["task"]),
+                "victims": [],
+            }
+            if len(parse(name).sources) == 1:
+                block["status"] = known["status"]
+            for victim in panel["victims"]:
+                seen = {"label": labels[victim]}
+                for when, perturbation in (("before", "none"), ("after", name)):
+                    shards = [manifest[perturbation, "float"] for manifest in manifests[victim]]
+                    array, _ = _find(shards, image_id, "predictions")
+                    seen[when] = array if networks[victim]["task"] == "segmentation" else detections_of(array)
+                block["victims"].append(seen)
+            blocks.append(block)
+    return blocks
+
+
+def _truth(root: Path, image_id: str, task: str) -> NDArray | dict[str, NDArray]:
+    if task == "segmentation":
+        return voc.read_label_map(root, image_id)
+    objects = voc.read_objects(root, image_id)
+    return {"boxes": objects.boxes, "labels": objects.labels}
+
+
+def _find(shards: Sequence[Path], image_id: str, kind: str) -> tuple[NDArray, dict]:
+    """Array and attributes of an image, in whichever shard it lies."""
+    for shard in shards:
+        with store.reading(shard, kind) as file:
+            if image_id in file:
+                return store.get(file, image_id)
+    raise ValueError(f"image {image_id} is in none of {', '.join(map(str, shards))}; is it in the image set?")

@@ -1,0 +1,147 @@
+"""Scores of one victim under every perturbation, from its stored predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag import store, voc
+from dag.cells import detections_of, read_manifest
+from dag.metrics import (
+    bootstrap_weights,
+    confusion_matrix,
+    detection_scores,
+    match_detections,
+    segmentation_scores,
+)
+from dag.perturbation import generator, parse
+from dag.voc import Objects
+
+METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
+
+
+def score(
+    manifests: list[Path],
+    images: list[tuple[Path, str]],
+    task: str,
+    *,
+    resamples: int,
+    seed: int,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict:
+    """Score every cell of one victim.
+
+    Parameters
+    ----------
+    manifests : list of Path
+        One per shard, in order; see `dag.cells`.
+    images : list of (root, image id)
+        The whole image set, in order.
+    task : str
+        "segmentation" or "detection".
+    resamples, seed : int
+        Of the bootstrap over images.  All cells and victims of an image set share the resamples,
+        so differences between cells are paired.
+
+    Returns
+    -------
+    dict
+        `images`, `metric`, `companion_metric` and `cells`: for each cell perturbation, pixels, score,
+        score_se, companion, companion_se, drop, drop_se (against `none`, paired), per_class (all in
+        percent; None where a class is absent), perceptibility (mean over images) and linf (largest
+        |r|, grey levels).  The mean over permuted draws is a cell of its own, `x.permuted`.
+    """
+    shards = [read_manifest(manifest) for manifest in manifests]
+    weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
+    truth = _truth(images, task)
+    values = {}
+    for name, pixels in progress(list(shards[0])):
+        predictions, known = _predictions([shard[name, pixels] for shard in shards], images)
+        values[name, pixels] = _values(task, truth, predictions, weights) | _size(known)
+    values |= _means_of_draws(values)
+
+    cells = []
+    for (name, pixels), value in values.items():
+        drop = values["none", pixels]["score"] - value["score"]
+        cells.append(
+            {
+                "perturbation": name,
+                "pixels": pixels,
+                "score": _number(value["score"][0]),
+                "score_se": _error(value["score"]),
+                "companion": _number(value["companion"][0]),
+                "companion_se": _error(value["companion"]),
+                "drop": _number(drop[0]),
+                "drop_se": _error(drop),
+                "perceptibility": value["perceptibility"],
+                "linf": value["linf"],
+                "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
+            }
+        )
+    metric, companion = METRICS[task]
+    return {"images": len(images), "metric": metric, "companion_metric": companion, "cells": cells}
+
+
+def _truth(images: list[tuple[Path, str]], task: str) -> list[NDArray] | list[Objects]:
+    read = voc.read_label_map if task == "segmentation" else voc.read_objects
+    return [read(root, image_id) for root, image_id in images]
+
+
+def _predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
+    """Stored arrays and attributes in the order of the image set."""
+    found = {}
+    for shard in shards:
+        with store.reading(shard, "predictions") as file:
+            for image_id in file:
+                found[image_id] = store.get(file, image_id)
+    missing = [image_id for _, image_id in images if image_id not in found]
+    if missing:
+        raise ValueError(f"{shards[0].parent}: no predictions for {len(missing)} images, the first is {missing[0]}")
+    pairs = [found[image_id] for _, image_id in images]
+    return [array for array, _ in pairs], [attributes for _, attributes in pairs]
+
+
+def _values(task: str, truth: list, predictions: list[NDArray], weights: NDArray) -> dict:
+    """Score and companion, the plain value first and then one per resample, and per-class values."""
+    weights = np.concatenate([np.ones_like(weights[:1]), weights])
+    if task == "segmentation":
+        confusions = np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
+        values = segmentation_scores(confusions, weights)
+    else:
+        values = detection_scores(match_detections(truth, [SimpleNamespace(**detections_of(rows)) for rows in predictions]), weights)
+    return values | {"per_class": values["per_class"][0]}
+
+
+def _size(attributes: list[dict]) -> dict:
+    return {
+        "perceptibility": float(np.mean([entry["perceptibility"] for entry in attributes])),
+        "linf": float(np.max([entry["largest"] for entry in attributes])),
+    }
+
+
+def _means_of_draws(values: dict) -> dict:
+    """Cells `x.permuted`: the mean over the draws, in every resample."""
+    draws: dict[tuple[str, str], list[dict]] = {}
+    for (name, pixels), value in values.items():
+        if parse(name).draw:
+            draws.setdefault((name.rpartition("-")[0], pixels), []).append(value)
+    return {key: {name: _mean([value[name] for value in group]) for name in group[0]} for key, group in draws.items()}
+
+
+def _mean(parts: list) -> NDArray | float:
+    mean = np.mean(parts, axis=0)
+    return float(mean) if np.ndim(mean) == 0 else mean
+
+
+def _error(values: NDArray) -> float | None:
+    """Standard error: standard deviation over the resamples in which the score exists."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    return float(np.std(resampled, ddof=1)) if len(resampled) > 1 else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

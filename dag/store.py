@@ -1,0 +1,236 @@
+"""Shards: HDF5 files with one dataset per image, written so that nothing is lost or half done.
+
+A shard holds arrays of one kind ("perturbations" or "predictions") for a consecutive slice of an
+image set.  Each dataset carries what is known about its image as attributes (status, iterations,
+...); the file carries a header: everything that determined the content, as JSON.  `key`, the
+digest of the header, tells whether a file on disk is the one that is wanted.
+
+Arrays are stored without loss (float32, shuffle + gzip, 14 % smaller) and with a checksum; all
+that is reported is computed from the stored arrays.
+
+A shard is written beside its final place as ``.partial``, flushed after each image, and renamed
+when it is complete.  A job that died leaves the partial file, and the next one with the same key
+goes on after the last finished image.  Two settings matter: HDF5's default (oldest) file version,
+because a file of the newest version that was not closed cannot be opened again, and the flush.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+
+
+def key(header: dict) -> str:
+    """SHA-256 of the header as canonical JSON."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    packages = ("torch", "torchvision", "numpy", "h5py")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+class Writer:
+    """One open partial shard; made by `writing`."""
+
+    def __init__(self, file: h5py.File):
+        self._file = file
+        self.done = {image_id for image_id in file if "stored" in file[image_id].attrs}
+        for image_id in set(file) - self.done:  # cut off between its data and its last attribute
+            del file[image_id]
+
+    def put(self, image_id: str, array: NDArray, attributes: dict) -> None:
+        """Store one image's array and attributes (numbers, strings, 1-D arrays), safe once this returns."""
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{self._file.filename}: image {image_id} has values that are not finite")
+        options = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        dataset = self._file.create_dataset(image_id, data=array, **(options if array.size else {}))
+        dataset.attrs.update(attributes)
+        dataset.attrs["stored"] = True
+        self._file.flush()
+        self.done.add(image_id)
+
+
+@contextmanager
+def writing(path: Path, kind: str, ids: list[str], header: dict) -> Iterator[Writer]:
+    """Write a shard, or go on with the one that an interrupted job left.
+
+    Parameters
+    ----------
+    path : Path
+        Final place; it appears only when every id has been put.
+    kind : str
+        "perturbations" or "predictions".
+    ids : list of str
+        The images of the shard, in order.
+    header : dict
+        All that determines the content; must survive JSON.
+
+    Yields
+    ------
+    Writer
+        `done` holds the ids that are there already.
+
+    Raises
+    ------
+    ValueError
+        If another process is writing the same shard, or an id is missing at the end.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    wanted = key(header)
+    if partial.exists() and _partial_key(partial) != wanted:
+        partial.unlink()
+    try:
+        file = h5py.File(partial, "a", libver="earliest")
+    except BlockingIOError as error:
+        raise ValueError(f"{partial}: another process is writing this shard; wait for it or stop it") from error
+    with file:
+        file.attrs.update(
+            {
+                "dag": FORMAT,
+                "kind": kind,
+                "key": wanted,
+                "header": json.dumps(header, sort_keys=True),
+                "ids": json.dumps(ids),
+                "versions": json.dumps(versions()),
+                "complete": False,
+            }
+        )
+        file.flush()
+        yield Writer(file)
+        missing = [image_id for image_id in ids if image_id not in file]
+        if missing:
+            raise ValueError(f"{partial}: {len(missing)} images are missing, the first is {missing[0]}")
+        file.attrs["complete"] = True
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def read_header(path: Path, kind: str | None = None) -> dict:
+    """Header of a complete shard, with "key", "ids" and "versions" added.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, truncated, foreign, unfinished, or of another format or kind.
+    """
+    with reading(path, kind) as file:
+        return _header(file)
+
+
+def read(path: Path, image_id: str, kind: str | None = None) -> tuple[NDArray, dict]:
+    """Array and attributes of one image.
+
+    Raises
+    ------
+    ValueError
+        As `read_header`; also if the image is not in the shard or its data are damaged.
+    """
+    with reading(path, kind) as file:
+        return get(file, image_id)
+
+
+def read_attributes(path: Path, kind: str | None = None) -> dict[str, dict]:
+    """Attributes of every image of a shard, by id in the shard's order; no array is read."""
+    with reading(path, kind) as file:
+        return {image_id: _attributes(file[image_id]) for image_id in json.loads(file.attrs["ids"])}
+
+
+@contextmanager
+def reading(path: Path, kind: str | None = None) -> Iterator[h5py.File]:
+    """Open a complete shard for `get`; raises like `read_header`."""
+    remedy = "delete it and run the workflow again"
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such shard; run the workflow to make it")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: truncated or not an HDF5 file; {remedy}") from error
+    with file:
+        if "dag" not in file.attrs:
+            raise ValueError(f"{path}: an HDF5 file, but not a shard of this project; {remedy}")
+        if file.attrs["dag"] != FORMAT:
+            raise ValueError(f"{path}: shard format {file.attrs['dag']}, this version reads {FORMAT}; {remedy}")
+        if kind is not None and file.attrs["kind"] != kind:
+            raise ValueError(f"{path}: holds {file.attrs['kind']}, not {kind}; {remedy}")
+        if not file.attrs["complete"]:
+            raise ValueError(f"{path}: unfinished shard; {remedy}")
+        yield file
+
+
+def get(file: h5py.File, image_id: str) -> tuple[NDArray, dict]:
+    """Array and attributes of one image of an open shard; raises like `read`."""
+    if image_id not in file:
+        raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
+    try:
+        return file[image_id][()], _attributes(file[image_id])
+    except OSError as error:
+        raise ValueError(
+            f"{file.filename}: the data of image {image_id} are damaged; delete the file and run the workflow again"
+        ) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON beside `path`, then rename it into place."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text beside `path`, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def _attributes(dataset: h5py.Dataset) -> dict:
+    values = {name: value for name, value in dataset.attrs.items() if name != "stored"}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
+def _header(file: h5py.File) -> dict:
+    extra = {name: json.loads(file.attrs[name]) for name in ("ids", "versions")}
+    return json.loads(file.attrs["header"]) | {"key": file.attrs["key"]} | extra
+
+
+def _partial_key(partial: Path) -> str | None:
+    """Key of a partial file; None if it cannot be read, which a job killed in its first write leaves."""
+    try:
+        with h5py.File(partial, "r") as file:
+            return file.attrs.get("key")
+    except BlockingIOError as error:
+        raise ValueError(f"{partial}: another process is writing this shard; wait for it or stop it") from error
+    except OSError:
+        return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

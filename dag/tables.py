@@ -1,0 +1,575 @@
+"""Scores and image records as tables: tidy frames to compute with, Markdown and LaTeX to read.
+
+A tidy frame has one row per number of the printed table and is what the CSV file holds.  The
+printed forms are made from the tidy frame alone, so that a reader of the CSV file has everything.
+
+The score of one victim, as the job that computes it writes it, is a dict::
+
+    {"victim": "fr-zf-07", "label": "FR-ZF-07", "task": "detection", "image_set": "voc2007-test",
+     "images": 4952, "metric": "mAP", "companion_metric": "area mAP",
+     "cells": [{"perturbation": "none", "pixels": "float", "score": 58.7, "score_se": 0.6,
+                "companion": 60.1, "companion_se": 0.6, "drop": 0.0, "drop_se": 0.0,
+                "perceptibility": 0.0, "linf": 0.0}, ...]}
+
+Scores are in percent; `*_se` are standard errors of a bootstrap over images, that of `drop`
+(score under `none` minus this score) paired; `a.permuted` is the mean over the draws of
+`a.permuted-1`, `a.permuted-2`, ...; `perceptibility` is the mean of p over the images and `linf`
+the largest |r| in grey levels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from dag.perturbation import PIXELS, parse
+
+STATUSES = ("converged", "iteration limit", "no targets", "no gradient")
+
+# 95 % of a normal distribution lies within this many standard errors of its mean.
+RESOLVED = 1.96
+
+_MEAN_OF_DRAWS = ".permuted"
+_VICTIM = ("victim", "label", "task", "image_set", "images", "metric", "companion_metric", "cells")
+_NUMBERS = ("score", "score_se", "companion", "companion_se", "drop", "drop_se", "perceptibility", "linf")
+_PIXEL_WORDS = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
+
+
+def transfer(
+    scores: Sequence[Mapping],
+    perturbations: Sequence[str],
+    labels: Mapping[str, str],
+    symbols: Mapping[str, str],
+    pixels: str,
+) -> pd.DataFrame:
+    """Every perturbation against every victim, in the manner of Tables 2 to 4.
+
+    Parameters
+    ----------
+    scores : sequence of dict
+        One per victim, in the order of the columns; the form is described at the top of the module.
+    perturbations : sequence of str
+        Names of the rows, in order.
+    labels : dict of str to str
+        How each source is called in print, e.g. {"fr-zf-07": "FR-ZF-07"}.
+    symbols : dict of str to str
+        What a source is called in a sum, e.g. {"fr-zf-07": "r1"}; it may lack sources.
+    pixels : str
+        "float" or "8-bit".
+
+    Returns
+    -------
+    DataFrame
+        One row per cell: perturbation, row_label, group ("none", "single", "sum", "permuted"),
+        victim, column_label, task, image_set, images, metric, pixels, score, score_se,
+        companion_metric, companion, companion_se, drop, drop_se, mark (see `mark`),
+        perceptibility, linf, and white_box: whether the victim's own perturbation is a summand.
+        A permuted perturbation is a control and never a white-box attack.
+
+    Raises
+    ------
+    ValueError
+        If a cell is missing or twice there, a number is not a percentage, or a source has no label.
+    """
+    rows = {name: row_label(name, labels, symbols) for name in perturbations}
+    names = [victim["victim"] for victim in scores]
+    if len(set(names)) < len(names) or len(rows) < len(perturbations):
+        raise ValueError(
+            f"rows {', '.join(perturbations)} and columns {', '.join(names)}: a row or a column occurs twice; "
+            "name each once"
+        )
+    victims = [(victim, _cells(victim, pixels)) for victim in scores]
+    return pd.DataFrame(
+        _record(victim, cells, name, label, pixels) for name, label in rows.items() for victim, cells in victims
+    )
+
+
+def white_box(scores: Sequence[Mapping], pixels: str, variant: str = "") -> pd.DataFrame:
+    """Every network under its own perturbation, in the manner of Table 1.
+
+    Parameters
+    ----------
+    scores : sequence of dict
+        One per network, in the order of the rows.
+    pixels : str
+        "float" or "8-bit".
+    variant : str, optional
+        Name of the attack whose perturbations are shown, if it is not the network's default.
+
+    Returns
+    -------
+    DataFrame
+        As of `transfer`, with the column `condition`: ORIG (clean), ADVR (perturbed) and PERM
+        (perturbation permuted, mean over the draws).
+
+    Raises
+    ------
+    ValueError
+        As `transfer`.
+    """
+    records = []
+    for victim in scores:
+        cells = _cells(victim, pixels)
+        own = victim["victim"] + (f"@{variant}" if variant else "")
+        names = {"ORIG": "none", "ADVR": own, "PERM": own + _MEAN_OF_DRAWS}
+        for condition, name in names.items():
+            label = row_label(name, {victim["victim"]: victim["label"]}, {})
+            records.append({"condition": condition, **_record(victim, cells, name, label, pixels)})
+    return pd.DataFrame(records)
+
+
+def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
+    """How visible each perturbation of a `transfer` frame is (section 3.5.3).
+
+    Returns
+    -------
+    DataFrame
+        One row per perturbation and image set: row_label, image_set, images, pixels,
+        perceptibility (mean of p over the images) and linf (largest |r|, grey levels).
+
+    Raises
+    ------
+    ValueError
+        If two victims report different values for the same perturbation of the same images.
+    """
+    records = []
+    for (name, image_set), cells in _groups(frame[frame.group != "none"], ["perturbation", "image_set"]):
+        values = cells.perceptibility
+        if values.max() - values.min() > 1e-3 * values.max():
+            raise ValueError(
+                f"perturbation {name!r} has perceptibility {values.min():.3g} to {values.max():.3g} on {image_set}, "
+                "depending on the victim; some scores are of an older perturbation: compute them again"
+            )
+        records.append(cells.iloc[0])
+    columns = ["row_label", "image_set", "images", "pixels", "perceptibility", "linf"]
+    return pd.DataFrame(records, columns=columns).reset_index(drop=True)
+
+
+def statuses(sources: Sequence[Mapping]) -> pd.DataFrame:
+    """How the attack ended on the images of every source (section 3.5.2).
+
+    Parameters
+    ----------
+    sources : sequence of dict
+        {"source": name, "label": text, "task": "segmentation" or "detection", "records": one dict
+        per image: {"status", "iterations", "targets", "perceptibility", "largest"}}.
+
+    Returns
+    -------
+    DataFrame
+        One row per source: source, label, task, images; the number of images of every status;
+        no_step, the images among the converged ones on which no target was recognised to begin
+        with (r = 0); then over the images that have targets iterations_mean, iterations_max,
+        targets_mean, perceptibility_mean, linf_max.
+
+    Raises
+    ------
+    ValueError
+        If a source has no images or a status is unknown.
+    """
+    rows = []
+    for source in sources:
+        records = pd.DataFrame(source["records"])
+        if records.empty:
+            raise ValueError(f"source {source['source']!r} has no image records; compute its perturbations first")
+        unknown = set(records.status) - set(STATUSES)
+        if unknown:
+            raise ValueError(
+                f"source {source['source']!r} has images of status {sorted(unknown)}; known are {', '.join(STATUSES)}"
+            )
+        attacked = records[records.status != "no targets"]
+        rows.append(
+            {
+                "source": source["source"],
+                "label": source["label"],
+                "task": source["task"],
+                "images": len(records),
+                **{status.replace(" ", "_"): int((records.status == status).sum()) for status in STATUSES},
+                "no_step": int(((records.status == "converged") & (records.iterations == 0)).sum()),
+                "iterations_mean": attacked.iterations.mean(),
+                "iterations_max": attacked.iterations.max(),
+                "targets_mean": attacked.targets.mean(),
+                "perceptibility_mean": attacked.perceptibility.mean(),
+                "linf_max": attacked.largest.max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str, str]) -> str:
+    """What a perturbation is called in print: "none", "FR-ZF-07 (r1)", "r1 + r3 (permuted)".
+
+    A source without a symbol is called by its label.  A variant of the attack stands in the
+    brackets, or, where summands differ, behind each of them: "r1@algorithm-1 + r5".
+
+    Raises
+    ------
+    ValueError
+        If the name is malformed or a source has no label.
+    """
+    if perturbation == "none":
+        return "none"
+    recipe = parse(perturbation.removesuffix(_MEAN_OF_DRAWS))
+    networks, variants = zip(*(source.partition("@")[::2] for source in recipe.sources), strict=True)
+    for network in networks:
+        if network not in labels:
+            raise ValueError(f"perturbation {perturbation!r} names network {network!r}, which has no label")
+    control = "permuted" if perturbation.endswith(_MEAN_OF_DRAWS) else f"permuted {recipe.draw}" if recipe.draw else ""
+    if len(networks) == 1:
+        text, notes = labels[networks[0]], [symbols.get(networks[0], ""), variants[0], control]
+    else:
+        shared = variants[0] if len(set(variants)) == 1 else ""
+        summands = [
+            symbols.get(network, labels[network]) + (f"@{variant}" if variant and not shared else "")
+            for network, variant in zip(networks, variants, strict=True)
+        ]
+        text, notes = " + ".join(summands), [shared, control]
+    notes = ", ".join(note for note in notes if note)
+    return f"{text} ({notes})" if notes else text
+
+
+def mark(drop: float, drop_se: float) -> str:
+    """Whether a difference from the clean score is more than chance.
+
+    "↓" if the score is lower by more than 1.96 paired standard errors, i.e. the 95 % interval of
+    the drop lies above 0; "↑" if it is higher by as much; otherwise, and where no positive
+    standard error is known, "".  Each cell is judged on its own: about one in twenty cells without
+    any effect is marked all the same.
+    """
+    if not drop_se > 0 or abs(drop) <= RESOLVED * drop_se:
+        return ""
+    return "↓" if drop > 0 else "↑"
+
+
+def to_markdown(frame: pd.DataFrame, title: str = "", companion: str = "block") -> str:
+    """A frame of this module as Markdown whose source is a readable plain-text table.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Of `transfer`, `white_box`, `perceptibility` or `statuses`.
+    title : str, optional
+        Becomes a heading.
+    companion : str
+        Where the companion metric goes: "block" (a second table), "brackets" (behind the score)
+        or "none".
+    """
+    blocks, caption = _layout(frame, companion)
+    parts = [f"### {_markdown_text(title)}"] if title else []
+    for heading, header, rows in blocks:
+        if heading:
+            parts.append(f"{_markdown_text(heading)}:")
+        parts.append(_markdown_table(header, rows))
+    return "\n\n".join([*parts, _markdown_text(caption)]) + "\n"
+
+
+def document(title: str, sections: Mapping[str, pd.DataFrame], companion: str = "block") -> str:
+    """Several frames in one Markdown document: heading -> frame."""
+    tables = [to_markdown(frame, heading, companion) for heading, frame in sections.items()]
+    return "\n".join([f"## {_markdown_text(title)}\n", *tables])
+
+
+def to_latex(frame: pd.DataFrame, title: str = "", companion: str = "block") -> str:
+    """A frame of this module as a LaTeX table in the style of booktabs.
+
+    The parameters are those of `to_markdown`; the title begins the caption.  The document needs
+    the package booktabs, nothing else.
+    """
+    blocks, caption = _layout(frame, companion)
+    width = len(blocks[0][1])
+    lines = []
+    for heading, header, rows in blocks:
+        lines.append(r"\midrule" if lines else r"\toprule")
+        if heading and len(blocks) > 1:
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{{_latex_text(heading)}}} \\")
+        lines += [_latex_row((text, False) for text in header), r"\midrule"]
+        lines += [_latex_row(cells) for cells in rows]
+    caption = f"{title}. {caption}" if title else caption
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex_text(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _cells(victim: Mapping, pixels: str) -> dict[str, Mapping]:
+    """The cells of one victim by name of the perturbation, checked."""
+    if pixels not in PIXELS:
+        raise ValueError(f"pixels {pixels!r} is unknown; choose from {', '.join(PIXELS)}")
+    _require(victim, _VICTIM, f"the scores of victim {victim.get('victim', '?')!r}")
+    cells = {}
+    for cell in victim["cells"]:
+        _require(cell, ("perturbation", "pixels", *_NUMBERS), f"a cell of victim {victim['victim']!r}")
+        if cell["pixels"] != pixels:
+            continue
+        name = cell["perturbation"]
+        where = f"victim {victim['victim']!r} under {name!r} with {pixels} pixels"
+        if name in cells:
+            raise ValueError(f"{where} has two scores; merge the score files so that each cell occurs once")
+        for metric in ("score", "companion"):
+            if cell[metric] is None or not -1e-9 <= cell[metric] <= 100 + 1e-9:
+                raise ValueError(f"{where} has {metric} {cell[metric]}, which is not a percentage; compute it again")
+        cells[name] = cell
+    return cells
+
+
+def _require(mapping: Mapping, keys: Sequence[str], what: str) -> None:
+    missing = [key for key in keys if key not in mapping]
+    if missing:
+        raise ValueError(f"{what}: {', '.join(missing)} missing; compute it again with this version")
+
+
+def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, label: str, pixels: str) -> dict:
+    """One row of a tidy frame."""
+    if perturbation not in cells:
+        raise ValueError(
+            f"row {perturbation!r}, column {victim['victim']!r}: no score with {pixels} pixels; "
+            "compute it or take the row or the column out of the table"
+        )
+    number = {key: math.nan if cells[perturbation][key] is None else cells[perturbation][key] for key in _NUMBERS}
+    permuted = perturbation.endswith(_MEAN_OF_DRAWS)
+    recipe = parse(perturbation.removesuffix(_MEAN_OF_DRAWS))
+    if permuted or recipe.draw:
+        group = "permuted"
+    else:
+        group = ("none", "single")[len(recipe.sources)] if len(recipe.sources) < 2 else "sum"
+    return {
+        "perturbation": perturbation,
+        "row_label": label,
+        "group": group,
+        "victim": victim["victim"],
+        "column_label": victim["label"],
+        "task": victim["task"],
+        "image_set": victim["image_set"],
+        "images": victim["images"],
+        "metric": victim["metric"],
+        "pixels": pixels,
+        "score": number["score"],
+        "score_se": number["score_se"],
+        "companion_metric": victim["companion_metric"],
+        "companion": number["companion"],
+        "companion_se": number["companion_se"],
+        "drop": number["drop"],
+        "drop_se": number["drop_se"],
+        "mark": mark(number["drop"], number["drop_se"]),
+        "perceptibility": number["perceptibility"],
+        "linf": number["linf"],
+        "white_box": group != "permuted" and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
+    }
+
+
+def _groups(frame: pd.DataFrame, keys: list[str]):
+    return frame.groupby(keys, sort=False)
+
+
+# A printed table is a list of blocks (heading, header, rows); a cell of a row is (text, bold).
+Grid = tuple[list[str], list[list[tuple[str, bool]]]]
+Block = tuple[str, list[str], list[list[tuple[str, bool]]]]
+
+
+def _layout(frame: pd.DataFrame, companion: str) -> tuple[list[Block], str]:
+    """Blocks and caption of any frame of this module."""
+    if companion not in ("block", "brackets", "none"):
+        raise ValueError(f"companion {companion!r} is unknown; choose from block, brackets, none")
+    if "score" not in frame:
+        return _layout_plain(frame)
+    lines = _layout_white_box if "condition" in frame else _layout_transfer
+    if companion == "brackets":
+        cells = [
+            _number(row.score, row.score_se, row.mark) + f" ({_number(row.companion, row.companion_se)})"
+            for row in frame.itertuples()
+        ]
+        blocks = [("", *lines(frame, cells, "metric"))]
+    else:
+        cells = [_number(row.score, row.score_se, row.mark) for row in frame.itertuples()]
+        blocks = [(_metrics(frame, "metric"), *lines(frame, cells, "metric"))]
+    if companion == "block":
+        cells = [_number(row.companion, row.companion_se) for row in frame.itertuples()]
+        blocks.append((_metrics(frame, "companion_metric"), *lines(frame, cells, "companion_metric")))
+    return blocks, _caption(frame, companion)
+
+
+def _layout_transfer(frame: pd.DataFrame, texts: list[str], metric: str) -> Grid:
+    cells = frame.assign(text=texts)
+    columns = cells.drop_duplicates("victim")
+    mixed = columns[metric].nunique() > 1
+    image_sets = list(columns.image_set.unique())
+    header = ["perturbation"]
+    header += [f"{label}, {name}" if mixed else label for label, name in columns[["column_label", metric]].values]
+    header += [f"p / 10⁻³, {name}" for name in image_sets] if len(image_sets) > 1 else ["p / 10⁻³"]
+    clean_first = sorted(_groups(cells, ["perturbation"]), key=lambda item: item[1].group.iloc[0] != "none")
+    rows = []
+    for _, row in clean_first:
+        row = row.set_index("victim").loc[columns.victim]
+        visible = [row.perceptibility[row.image_set == name].iloc[0] for name in image_sets]
+        rows.append(
+            [
+                (row.row_label.iloc[0], False),
+                *zip(row.text, row.white_box, strict=True),
+                *((_perceptibility(p) if row.group.iloc[0] != "none" else "", False) for p in visible),
+            ]
+        )
+    return header, rows
+
+
+def _layout_white_box(frame: pd.DataFrame, texts: list[str], metric: str) -> Grid:
+    cells = frame.assign(text=texts)
+    mixed = cells[metric].nunique() > 1
+    conditions = list(cells.condition.unique())
+    rows = []
+    for _, row in _groups(cells, ["victim"]):
+        row = row.set_index("condition").loc[conditions]
+        rows.append(
+            [
+                (row.column_label.iloc[0], False),
+                *([(row[metric].iloc[0], False)] if mixed else []),
+                *zip(row.text, row.white_box, strict=True),
+                (_perceptibility(row.perceptibility["ADVR"]), False),
+            ]
+        )
+    return ["network", *(["metric"] if mixed else []), *conditions, "p / 10⁻³"], rows
+
+
+_PLAIN = {
+    "row_label": ("perturbation", str),
+    "label": ("source", str),
+    "image_set": ("image set", str),
+    "perceptibility": ("p / 10⁻³", lambda p: _perceptibility(p)),
+    "linf": ("L∞ of r", "{:.1f}".format),
+    "iteration_limit": ("limit", str),
+    "no_targets": ("no targets", str),
+    "no_gradient": ("no gradient", str),
+    "no_step": ("no step", str),
+    "iterations_mean": ("iterations", "{:.1f}".format),
+    "iterations_max": ("(max)", "{:.0f}".format),
+    "targets_mean": ("targets", "{:.0f}".format),
+    "perceptibility_mean": ("p / 10⁻³", lambda p: _perceptibility(p)),
+    "linf_max": ("L∞ of r", "{:.1f}".format),
+}
+
+
+def _layout_plain(frame: pd.DataFrame) -> tuple[list[Block], str]:
+    shown = [column for column in frame if column != "source"]
+    header = [_PLAIN.get(column, (column, str))[0] for column in shown]
+    rows = [
+        [
+            ("–" if pd.isna(row[column]) else _PLAIN.get(column, (column, str))[1](row[column]), False)
+            for column in shown
+        ]
+        for row in frame.to_dict("records")
+    ]
+    caption = "p: perceptibility, mean over the images. L∞ of r: largest absolute value on any image, in grey levels."
+    if "no_step" in frame:
+        caption = (
+            "Images by status of the attack; no step: converged without a step, because no target was recognised to "
+            "begin with. Iterations, targets and p: means over the images that have targets; p: perceptibility. "
+            "L∞ of r: largest absolute value on any image, in grey levels."
+        )
+    return [("", header, rows)], caption
+
+
+def _number(value: float, se: float, change: str = "") -> str:
+    text = f"{value:.1f}" if pd.isna(se) else f"{value:.1f} ± {se:.1f}"
+    return f"{text} {change}" if change else text
+
+
+def _perceptibility(p: float) -> str:
+    return "–" if pd.isna(p) else f"{1000 * p:.1f}"
+
+
+def _metrics(frame: pd.DataFrame, column: str) -> str:
+    return " / ".join(frame[column].unique()) + ", %"
+
+
+def _caption(frame: pd.DataFrame, companion: str) -> str:
+    """What a reader has to know: metric, pixels, images, and what the signs mean."""
+    metrics = " / ".join(frame.metric.unique())
+    if companion == "brackets":
+        metrics += f" (in brackets {' / '.join(frame.companion_metric.unique())})"
+    sets = frame[["image_set", "images"]].drop_duplicates()
+    if len(sets) == 1:
+        images = "{} images of {}".format(*reversed(sets.iloc[0].tolist()))
+    else:
+        images = "; ".join(
+            f"{', '.join(cells.column_label.unique())}: {count} images of {name}"
+            for (name, count), cells in _groups(frame, ["image_set", "images"])
+        )
+    pixels = " / ".join(_PIXEL_WORDS[name] for name in frame.pixels.unique())
+    sentences = [f"{metrics} in %; {pixels}; {images}."]
+    if frame.score_se.notna().any():
+        sentences.append("± is one standard error (bootstrap over the images).")
+    if (frame["mark"] != "").any():
+        sentences.append(f"↓ (↑): lower (higher) than clean by more than {RESOLVED} paired standard errors.")
+    if frame.white_box.any():
+        sentences.append("Bold: the victim's own perturbation takes part (white box).")
+    if (frame.group == "permuted").any():
+        name = "PERM" if "condition" in frame else "permuted"
+        sentences.append(f"{name}: rows and columns of the perturbation shuffled, mean over the draws.")
+    sentences.append("p: perceptibility, mean over the images.")
+    return " ".join(sentences)
+
+
+def _markdown_text(text: str) -> str:
+    for sign in r"\*_|<`":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def _markdown_table(header: list[str], rows: list[list[tuple[str, bool]]]) -> str:
+    """Aligned in a fixed-width font; bold cells hang their asterisks out, so that digits stay in line."""
+    columns = []
+    for k, name in enumerate(header):
+        cells = [row[k] for row in rows]
+        bold = any(strong for _, strong in cells)
+        marked = any(text.endswith(("↓", "↑")) for text, _ in cells)
+        texts = []
+        for text, strong in cells:
+            gap = "  " if marked and not text.endswith(("↓", "↑")) else ""
+            text = _markdown_text(text)
+            texts.append((f"**{text}**" if strong else f"  {text}  " if bold else text) + gap)
+        column = [_markdown_text(name), *texts]
+        width = max(map(len, column))
+        rule = "-" * width if k == 0 else "-" * (width - 1) + ":"
+        name, *texts = [text.ljust(width) if k == 0 else text.rjust(width) for text in column]
+        columns.append([name, rule, *texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    # Behind a line break `*` and `[` would be taken for its arguments.
+    "*": "{*}",
+    "[": "{[}",
+    "±": r"$\pm$",
+    "–": "--",
+    "10⁻³": "$10^{-3}$",
+    "∞": r"$\infty$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+}
+
+
+def _latex_text(text: str) -> str:
+    return re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match[0]], text)
+
+
+def _latex_row(cells) -> str:
+    texts = [rf"\textbf{{{_latex_text(text)}}}" if bold else _latex_text(text) for text, bold in cells]
+    return " & ".join(texts) + r" \\"

@@ -1,0 +1,392 @@
+"""Training of the miniature networks, seeded.
+
+The recipe is the same for all: AdamW, one cycle of the learning rate, batches of whole images,
+mirrored, with random contrast and colour shift.  The same seed gives the same weights, bit for
+bit, on the same machine with the same number of threads (CPU).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from dag.networks import bodies, boxes, interface
+from dag.networks.faster_rcnn import TwoStage
+from dag.networks.interface import Network, Proposals, Segmenter
+
+VOID = 255
+
+# Region proposal network: anchors per image, at most this many of them positive, IoU limits.
+ANCHORS, POSITIVE_ANCHORS, POSITIVE_IOU, NEGATIVE_IOU = 96, 32, 0.55, 0.3
+# Second stage: proposals per image, at most this many of them foreground, IoU limit.
+REGIONS, FOREGROUND_REGIONS, FOREGROUND_IOU = 48, 16, 0.5
+# Proposals to sample from: candidates before suppression, survivors.
+CANDIDATES, PROPOSALS = 200, 100
+
+
+def pretrain(
+    body: str,
+    images: Sequence,
+    labels: Sequence[int],
+    *,
+    iterations: int,
+    seed: int,
+    batch: int = 16,
+    rate: float = 3e-3,
+) -> dict[str, Tensor]:
+    """Train a body to tell images of single objects apart.
+
+    Parameters
+    ----------
+    body : str
+        Name of the body, see `dag.networks.bodies`.
+    images : sequence of array (3, H, W)
+        All of one size, intensities in [0, 255].
+    labels : sequence of int
+        Class of each image, any numbers.
+    iterations, batch : int
+        Number of steps, images per step.
+    seed : int
+        Of the initial weights, the order of the images and the augmentation.
+    rate : float
+        Highest learning rate.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict of the body, for `initial`.
+
+    Raises
+    ------
+    ValueError
+        If the images differ in size, or the loss stops being finite.
+    """
+    classes, columns = np.unique(np.asarray(labels), return_inverse=True)
+    stack, columns = _stack(images), torch.from_numpy(columns)
+    with _seeded(seed):
+        classifier = bodies.Classifier(bodies.body(body), len(classes))
+
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        inputs, _ = _augment(stack[rows], generator)
+        return F.cross_entropy(classifier(inputs), columns[rows])
+
+    groups = [{"params": list(classifier.parameters()), "lr": rate}]
+    _minimise(classifier, loss, groups, len(stack), iterations, batch, seed, f"pretraining {body}")
+    return classifier.trunk.state_dict()
+
+
+def initial(
+    architecture: str, arguments: dict, *, seed: int, pretrained: dict[str, Tensor] | None = None
+) -> Network:
+    """Network with random weights drawn from `seed` and, if given, a pretrained body.
+
+    `architecture` and `arguments` are those of `dag.networks.interface.build`.
+
+    Raises
+    ------
+    ValueError
+        If the architecture is unknown or the pretrained weights do not fit its body.
+    """
+    with _seeded(seed):
+        network = interface.build(architecture, arguments)
+    if pretrained is not None:
+        bodies.load_pretrained(network.trunk, pretrained)
+    return network
+
+
+def train_segmentation(
+    network: Segmenter,
+    images: Sequence,
+    label_maps: Sequence,
+    *,
+    iterations: int,
+    seed: int,
+    batch: int = 8,
+    rate: float = 3e-3,
+    body_factor: float = 0.4,
+    title: str = "training",
+) -> Segmenter:
+    """Train a segmenter in place; returns it frozen, in evaluation mode.
+
+    Parameters
+    ----------
+    network : Segmenter
+        With the body in `network.trunk`, see `initial`.
+    images : sequence of array (3, H, W)
+        All of one size, intensities in [0, 255].
+    label_maps : sequence of array (H, W)
+        VOC class ids; 255 is void and takes no part.
+    iterations, batch : int
+        Number of steps, images per step.
+    seed : int
+        Of the order of the images and the augmentation.
+    rate, body_factor : float
+        Highest learning rate; the body learns at `rate * body_factor`.
+    title : str
+        Name in the progress lines and in errors.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ, a label is unknown to the network, or the loss stops being finite.
+    """
+    stack, maps = _stack(images), _stack(label_maps)
+    if maps.shape != (len(stack), *stack.shape[2:]):
+        raise ValueError(f"{title}: images are {tuple(stack.shape)} but label maps are {tuple(maps.shape)}")
+    columns = _columns(network.labels)
+    columns[VOID] = VOID
+    targets = columns[maps.long()]
+    _check_labels(maps, targets, title)
+
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        inputs, mirrored = _augment(stack[rows], generator)
+        wanted = torch.where(mirrored[:, None, None], targets[rows].flip(2), targets[rows])
+        # Every second pixel each way says nearly the same as all, at a quarter of the cost.
+        row, column = torch.randint(2, (2,), generator=generator).tolist()
+        return F.cross_entropy(
+            network(inputs)[:, :, row::2, column::2], wanted[:, row::2, column::2], ignore_index=VOID
+        )
+
+    groups = _groups(network, rate, body_factor)
+    _minimise(network, loss, groups, len(stack), iterations, batch, seed, title)
+    return network
+
+
+def train_detection(
+    network: TwoStage,
+    images: Sequence,
+    objects: Sequence,
+    *,
+    iterations: int,
+    seed: int,
+    batch: int = 8,
+    rate: float = 3e-3,
+    body_factor: float = 0.4,
+    title: str = "training",
+) -> TwoStage:
+    """Train a two-stage detector in place, both stages at once; returns it frozen, in evaluation mode.
+
+    Parameters
+    ----------
+    network : TwoStage
+        With the body in `network.trunk`, see `initial`.
+    images : sequence of array (3, H, W)
+        All of one size, intensities in [0, 255].
+    objects : sequence of `dag.voc.Objects`
+        `boxes` (G, 4), `labels` (G,) VOC class ids, `difficult` (G,); difficult objects are left out.
+    iterations, batch, seed, rate, body_factor, title
+        As in `train_segmentation`.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ, a label is unknown to the network, or the loss stops being finite.
+    """
+    stack = _stack(images)
+    if len(objects) != len(stack):
+        raise ValueError(f"{title}: {len(stack)} images but the objects of {len(objects)}")
+    easy = [~np.asarray(one.difficult, dtype=bool) for one in objects]
+    ids = [torch.as_tensor(np.asarray(one.labels)[rows]).long() for one, rows in zip(objects, easy, strict=True)]
+    truth = [torch.as_tensor(np.asarray(one.boxes)[rows]).float() for one, rows in zip(objects, easy, strict=True)]
+    columns = _columns(network.labels)
+    targets = [columns[one] for one in ids]
+    _check_labels(torch.cat(ids), torch.cat(targets), title)
+    # Images with fewer objects than others are padded by boxes far outside, which overlap with nothing.
+    padded = pad_sequence(truth, batch_first=True, padding_value=-1e4)
+    padded_targets = pad_sequence(targets, batch_first=True)
+    width = stack.shape[3]
+
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        inputs, mirrored = _augment(stack[rows], generator)
+        wanted = torch.where(mirrored[:, None, None], boxes.flip(padded[rows], width), padded[rows])
+        return _detection_loss(network, inputs, wanted, padded_targets[rows], generator)
+
+    groups = _groups(network, rate, body_factor)
+    _minimise(network, loss, groups, len(stack), iterations, batch, seed, title)
+    return network
+
+
+def _detection_loss(
+    network: TwoStage, images: Tensor, truth: Tensor, columns: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Loss of Faster R-CNN (Ren et al., equation 1) for both stages; truth (B, G, 4), columns (B, G)."""
+    features = network.features(images)
+    objectness, deltas = network.objectness_and_deltas(features)
+    anchors = network.anchors(features)
+    proposals = network.select(
+        features, objectness, deltas, nms=network.proposal_nms, limit=PROPOSALS, candidates=CANDIDATES
+    )
+
+    overlaps = boxes.overlap(anchors, truth)
+    best, match = overlaps.max(2)
+    # The best anchor of every object is positive, however small the overlap.
+    best_of_object = overlaps.amax(1, keepdim=True)
+    positive = (best >= POSITIVE_IOU) | ((overlaps == best_of_object) & (best_of_object > 0)).any(2)
+    rows, valid = _pick(positive, (best < NEGATIVE_IOU) & ~positive, POSITIVE_ANCHORS, ANCHORS, generator)
+    chosen = positive.gather(1, rows) & valid
+    count = valid.sum()
+    logits = objectness.gather(1, rows)
+    loss = F.binary_cross_entropy_with_logits(logits[valid], chosen[valid].to(logits), reduction="sum") / count
+    image, place = chosen.nonzero(as_tuple=True)
+    row = rows[image, place]
+    wanted = boxes.encode(anchors[row], truth[image, match[image, row]])
+    loss = loss + F.smooth_l1_loss(deltas[image, row], wanted, beta=1 / 9, reduction="sum") / count
+
+    # The true boxes are proposals too, else the second stage sees no foreground at first.
+    starts = pad_sequence([one.boxes for one in proposals], batch_first=True)
+    present = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in proposals], batch_first=True)
+    starts = torch.cat([starts, truth], 1)
+    present = torch.cat([present, truth[..., 0] > -1e3], 1)
+    best, match = boxes.overlap(starts, truth).max(2)
+    foreground = present & (best >= FOREGROUND_IOU)
+    rows, valid = _pick(foreground, present & ~foreground, FOREGROUND_REGIONS, REGIONS, generator)
+    image, place = valid.nonzero(as_tuple=True)
+    row = rows[image, place]
+    scores, deltas = network.regions(features, [Proposals(starts[i, rows[i, valid[i]]]) for i in range(len(starts))])
+    found = foreground[image, row]
+    wanted_columns = torch.where(found, columns[image, match[image, row]], 0)
+    loss = loss + F.cross_entropy(scores, wanted_columns)
+    wanted = boxes.encode(starts[image, row], truth[image, match[image, row]])[found] / network.spread
+    return loss + F.smooth_l1_loss(deltas[found], wanted, reduction="sum") / len(row)
+
+
+def _pick(
+    first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random rows of each image: up to `most` of those marked in `first`, then some marked in `second`.
+
+    first, second : bool (B, N), never both true.  Returns int64 (B, total) and bool (B, total): is the row marked
+    at all.
+    """
+    keys = torch.rand(first.shape, generator=generator)
+    leading = torch.where(first, keys, -1).topk(min(most, first.shape[1])).indices
+    leading = torch.zeros_like(first).scatter(1, leading, True) & first
+    keys, rows = (keys + 2.0 * leading + second).topk(min(total, first.shape[1]))
+    return rows, keys >= 1
+
+
+def _minimise(
+    network: nn.Module,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    groups: list[dict],
+    count: int,
+    iterations: int,
+    batch: int,
+    seed: int,
+    title: str,
+) -> None:
+    """Minimise loss(rows of the training set, generator); leaves the network frozen, in evaluation mode."""
+    if count < 1 or iterations < 1 or batch < 1:
+        raise ValueError(f"{title}: {count} images, {iterations} iterations, batch {batch}; each must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    network.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in groups], total_steps=iterations, pct_start=0.15
+    )
+    parameters = list(network.parameters())
+    rounds = -(-iterations * batch // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
+    steps = order[: iterations * batch].view(iterations, batch)
+    report = _progress(iterations, title)
+    for iteration, rows in enumerate(steps, 1):
+        value = loss(rows, generator)
+        if not torch.isfinite(value):
+            raise ValueError(
+                f"{title}: the loss is {value.item()} at iteration {iteration}; "
+                "check the training images or lower the learning rate"
+            )
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 5)
+        optimizer.step()
+        schedule.step()
+        report(iteration, value.item())
+    network.eval().requires_grad_(False)
+
+
+def _progress(total: int, title: str, every: int = 50) -> Callable[[int, float], None]:
+    """Function to call after each iteration: a bar on a terminal, else a line every `every` iterations."""
+    if sys.stderr.isatty():
+        bar = tqdm(total=total, desc=title)
+
+        def show(iteration: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if iteration == total:
+                bar.close()
+    else:
+
+        def show(iteration: int, loss: float) -> None:
+            if iteration % every == 0 or iteration == total:
+                print(f"{title}: iteration {iteration} of {total}, loss {loss:.3f}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _groups(network: Network, rate: float, body_factor: float) -> list[dict]:
+    body = list(network.trunk.parameters())
+    inside = {id(parameter) for parameter in body}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    return [{"params": body, "lr": rate * body_factor}, {"params": rest, "lr": rate}]
+
+
+@contextmanager
+def _seeded(seed: int):
+    """The global generator starts from `seed` inside, and continues afterwards as if nothing had happened."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _stack(arrays: Sequence) -> Tensor:
+    """Arrays of one shape as one tensor of their own type."""
+    shapes = {tuple(np.shape(array)) for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(f"training needs images of one size, but there are {sorted(shapes) or 'none'}")
+    return torch.as_tensor(np.stack([np.asarray(array) for array in arrays]))
+
+
+def _augment(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W), half of them mirrored, in random contrast and colour; which are mirrored (B,)."""
+    count = len(images)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    contrast = 0.85 + 0.3 * torch.rand(count, 1, 1, 1, generator=generator)
+    shift = 20 * torch.rand(count, 3, 1, 1, generator=generator) - 10
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return (images - 120.0) * contrast + (120 + shift), mirrored
+
+
+def _columns(labels: Sequence[int]) -> Tensor:
+    """Score column of each VOC id, int64 (256,); -1 where the network has none."""
+    columns = torch.full((256,), -1)
+    columns[list(labels)] = torch.arange(len(labels))
+    return columns
+
+
+def _check_labels(ids: Tensor, columns: Tensor, title: str) -> None:
+    unknown = ids[columns < 0].unique().tolist()
+    if unknown:
+        raise ValueError(f"{title}: class ids {unknown} occur in the training set, but the network has no such labels")
+
+
+def save(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Write a state dict beside `path`, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(weights, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

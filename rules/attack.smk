@@ -1,0 +1,65 @@
+"""Perturbations: made by sources, added up, permuted.
+
+PRODUCTS  results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5
+
+Sums and permuted draws are temporary: they follow from the sources in seconds and would multiply
+the storage.
+"""
+
+
+rule perturb:
+    """Dense Adversary Generation on one shard with one source."""
+    input:
+        unpack(source_weights),
+        lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
+    output:
+        "results/{experiment}/{image_set}/perturbations/{source}/{shard}.h5",
+    log:
+        "logs/perturb/{experiment}/{image_set}/{source}/{shard}.txt",
+    benchmark:
+        "benchmarks/perturb/{experiment}/{image_set}/{source}/{shard}.tsv"
+    params:
+        network=lambda wildcards: network(plan.network_of(wildcards.source)),
+        image_set=image_set,
+        settings=lambda wildcards: plan.attack(config, wildcards.source),
+        seed=config["seed"],
+        code=code("dag.generate"),
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    script:
+        "../scripts/perturb.py"
+
+
+rule combine:
+    """Element-wise sum of the perturbations of several sources."""
+    input:
+        summands,
+    output:
+        temp("results/{experiment}/{image_set}/perturbations/{combination}/{shard}.h5"),
+    log:
+        "logs/combine/{experiment}/{image_set}/{combination}/{shard}.txt",
+    params:
+        code=code("dag.perturbation"),
+    script:
+        "../scripts/combine.py"
+
+
+rule permute:
+    """Control: rows and columns shuffled, every draw from its own seed."""
+    input:
+        "results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5",
+    output:
+        temp(
+            expand(
+                "results/{{experiment}}/{{image_set}}/perturbations/{{perturbation}}.permuted-{draw}/{{shard}}.h5",
+                draw=range(1, config["permutations"] + 1),
+            )
+        ),
+    log:
+        "logs/permute/{experiment}/{image_set}/{perturbation}/{shard}.txt",
+    params:
+        seed=config["seed"],
+        code=code("dag.perturbation"),
+    script:
+        "../scripts/permute.py"

@@ -1,0 +1,163 @@
+"""Tables and figures.
+
+PRODUCTS  results/{experiment}/tables/{product}.{csv,md,tex,svg,png}
+          results/{experiment}/figures/{product}.{csv,svg,png}
+          results/{experiment}/index.html
+"""
+
+
+rule tabulate:
+    """A table of the configuration: tidy CSV, Markdown, LaTeX, and a heat map of the drops."""
+    input:
+        scores=scores_of,
+    output:
+        csv="results/{experiment}/tables/{product}.csv",
+        markdown="results/{experiment}/tables/{product}.md",
+        latex="results/{experiment}/tables/{product}.tex",
+        svg="results/{experiment}/tables/{product}.svg",
+        png=report(
+            "results/{experiment}/tables/{product}.png",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{product}"},
+        ),
+    wildcard_constraints:
+        product="|".join(config["tables"]),
+    log:
+        "logs/tabulate/{experiment}/{product}.txt",
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        title=lambda wildcards: product(wildcards.product)["title"],
+        description=lambda wildcards: product(wildcards.product)["description"],
+        labels=lambda wildcards: labels(product(wildcards.product)),
+        symbols=config["symbols"],
+        pixels=config["pixels"],
+        code=code("dag.tables", "dag.figures"),
+    script:
+        "../scripts/tabulate.py"
+
+
+rule tabulate_statuses:
+    """How the attack ended on the images of every source of `all`."""
+    input:
+        shards=all_source_shards,
+    output:
+        csv="results/{experiment}/tables/statuses.csv",
+        markdown=report(
+            "results/{experiment}/tables/statuses.md",
+            caption="../report/statuses.rst",
+            category="Attack",
+            labels={"table": "statuses"},
+        ),
+    log:
+        "logs/tabulate_statuses/{experiment}.txt",
+    params:
+        networks=networks_by_name(),
+        code=code("dag.tables"),
+    script:
+        "../scripts/tabulate_statuses.py"
+
+
+rule plot_density:
+    """Figure 3: scores against the density of the attacked proposals."""
+    input:
+        scores=scores_of,
+        shards=source_shards,
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/figure3.rst",
+            category="Figures",
+            labels={"figure": "{product}"},
+        ),
+    wildcard_constraints:
+        product=of_kind("kind", "density"),
+    log:
+        "logs/plot_density/{experiment}/{product}.txt",
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        labels=lambda wildcards: labels(product(wildcards.product)),
+        symbols=config["symbols"],
+        code=code("dag.tables", "dag.figures"),
+    script:
+        "../scripts/plot_density.py"
+
+
+rule plot_convergence:
+    """Figure 4: active targets against iterations."""
+    input:
+        shards=source_shards,
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/figure4.rst",
+            category="Figures",
+            labels={"figure": "{product}"},
+        ),
+    wildcard_constraints:
+        product=of_kind("kind", "convergence"),
+    log:
+        "logs/plot_convergence/{experiment}/{product}.txt",
+    params:
+        networks=networks_by_name(),
+        code=code("dag.tables", "dag.figures"),
+    script:
+        "../scripts/plot_convergence.py"
+
+
+rule plot_examples:
+    """Example panels: image, perturbation, perturbed image, predictions before and after."""
+    input:
+        unpack(example_inputs),
+    output:
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/examples.rst",
+            category="Figures",
+            labels={"figure": "{product}"},
+        ),
+    wildcard_constraints:
+        product=of_kind("kind", "examples"),
+    log:
+        "logs/plot_examples/{experiment}/{product}.txt",
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        image_set=lambda wildcards: image_set_of(product(wildcards.product)["image_set"]),
+        networks=networks_by_name(),
+        symbols=config["symbols"],
+        code=code("dag.figures", "dag.tables", "dag.store"),
+    script:
+        "../scripts/plot_examples.py"
+
+
+rule write_index:
+    """One page with all tables and figures that opens in any browser."""
+    input:
+        tables=lambda wildcards: [f"{RESULTS}/tables/{name}.md" for name in config["targets"] if name in config["tables"]],
+        heat_maps=lambda wildcards: [f"{RESULTS}/tables/{name}.svg" for name in config["targets"] if name in config["tables"]],
+        figures=lambda wildcards: [f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]],
+        statuses=f"{RESULTS}/tables/statuses.md",
+    output:
+        "results/{experiment}/index.html",
+    log:
+        "logs/write_index/{experiment}.txt",
+    params:
+        title=config["title"],
+        description=config["description"],
+        products={name: product(name) for name in config["targets"]},
+    script:
+        "../scripts/write_index.py"
+
+
+for name in config["tables"] | config["figures"]:
+
+    rule:
+        name:
+            name
+        input:
+            files_of(name),

@@ -1,0 +1,30 @@
+"""Make a table from the scores of its victims; see rule tabulate."""
+
+import json
+from pathlib import Path
+
+from dag.job import start
+
+start(snakemake.log[0])
+
+import pandas as pd
+
+from dag import figures, tables
+from dag.store import write_text
+
+params, output = snakemake.params, snakemake.output
+scores = [json.loads(Path(path).read_text()) for path in snakemake.input.scores]
+if params.entry["layout"] == "transfer":
+    frames = {
+        pixels: tables.transfer(scores, params.entry["perturbations"], params.labels, params.symbols, pixels)
+        for pixels in params.pixels
+    }
+else:
+    frames = {pixels: tables.white_box(scores, pixels) for pixels in params.pixels}
+write_text(output.csv, pd.concat(frames.values()).to_csv(index=False))
+headings = {"float": "Float images", "8-bit": "8-bit images"}
+write_text(output.markdown, tables.document(params.title, {headings[pixels]: frame for pixels, frame in frames.items()}))
+write_text(output.latex, "\n".join(tables.to_latex(frame, params.title) for frame in frames.values()))
+figure = figures.table_figure(frames["float"], params.title)
+figures.save(figure, output.svg)
+figures.save(figure, output.png)

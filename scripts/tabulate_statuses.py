@@ -1,0 +1,13 @@
+"""How the attack ended, per source; see rule tabulate_statuses."""
+
+from dag.job import start
+
+start(snakemake.log[0])
+
+from dag import tables
+from dag.results import records
+from dag.store import write_text
+
+frame = tables.statuses(records(snakemake.input.shards, snakemake.params.networks))
+write_text(snakemake.output.csv, frame.to_csv(index=False))
+write_text(snakemake.output.markdown, tables.document("How the attacks ended", {"All sources": frame}))

@@ -1,0 +1,24 @@
+"""Train a network from its pretrained body; see rule train."""
+
+from dag.job import start
+
+start(snakemake.log[0], snakemake.threads)
+
+import torch
+
+from dag import train, voc
+from dag.perturbation import generator
+
+network, settings, root = snakemake.params.network, snakemake.params.settings, snakemake.params.root
+seed = int(generator("train", snakemake.params.seed, network["name"]).integers(2**31))
+body = torch.load(snakemake.input.body, weights_only=True)
+trained = train.initial(network["architecture"], network["arguments"], seed=seed, pretrained=body)
+
+ids = voc.read_ids(snakemake.input.images)
+images = [voc.read_image(root, image_id) for image_id in ids]
+if network["task"] == "segmentation":
+    fit, truth = train.train_segmentation, [voc.read_label_map(root, image_id) for image_id in ids]
+else:
+    fit, truth = train.train_detection, [voc.read_objects(root, image_id) for image_id in ids]
+fit(trained, images, truth, iterations=settings["iterations"], seed=seed, title=network["name"])
+train.save(trained.state_dict(), snakemake.output[0])

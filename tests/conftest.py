@@ -1,0 +1,36 @@
+"""Fixtures and the conditions under which marked tests are skipped; the markers stand in pyproject.toml."""
+
+import functools
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@functools.cache
+def _cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("shared") and not SHARED.is_dir():
+        pytest.skip(f"no folder {SHARED}: not compared with the real images, annotations and weights in it")
+    if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
+        pytest.skip("no sbatch on this machine: nothing is submitted to Slurm")
+    if item.get_closest_marker("gpu") and not _cuda_is_available():
+        pytest.skip("no CUDA device: not checked on a GPU")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images, annotations and weights beside the checkout; skips where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no folder {SHARED}: not compared with the real images, annotations and weights in it")
+    return SHARED
