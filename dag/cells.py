@@ -1,14 +1,17 @@
 """Cells: one (perturbation, pixels) pair shown to one victim, and which of them are on disk already.
 
-A job computes all missing cells of a victim at once, because starting one process per cell would
-cost more than the cells; a cell that is there with the right key is kept.  So a new row or column of a
-table computes its own cells and no others.
+A job computes all missing cells of a table on one shard, because starting a process per cell would
+cost more than the cells.  The cells themselves are a store that tables share: a cell that is there
+with the right key is kept.  So a new row or column computes its own cells and no others, and one table
+alone computes nothing that it does not show.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +27,8 @@ class Cell:
 
     Attributes
     ----------
-    perturbation : str
-        Name of the perturbation.
+    victim, perturbation : str
+        Names.
     pixels : str
         "float" or "8-bit".
     source : Path or None
@@ -36,6 +39,7 @@ class Cell:
         Identity of that shard: everything that determines its content.
     """
 
+    victim: str
     perturbation: str
     pixels: str
     source: Path | None
@@ -50,15 +54,33 @@ class Cell:
             return False
 
 
+@contextmanager
+def alone(cell: Cell) -> Iterator[None]:
+    """Wait until no other job computes this cell: two tables may share it.
+
+    The lock is one of the operating system and falls with the process that holds it.
+    """
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    with open(cell.path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def cells_of(
-    folder: Path, sources: Mapping[str, Path | None], pixels: list[str], identity: Mapping[str, object]
+    folder: Path,
+    victim: str,
+    shard: str,
+    sources: Mapping[str, Path | None],
+    pixels: list[str],
+    identity: Mapping[str, object],
 ) -> list[Cell]:
-    """Cells of one victim and shard.
+    """Cells of one victim on one shard.
 
     Parameters
     ----------
     folder : Path
-        Where the prediction shards lie.
+        Where predictions of the image set lie.
+    victim, shard : str
     sources : mapping
         Shard of every perturbation by name; None for `none`.
     pixels : list of str
@@ -76,18 +98,19 @@ def cells_of(
         key = "none" if source is None else store.read_header(source, "perturbations")["key"]
         for kind in pixels:
             header = {**identity, "perturbation": name, "perturbation_key": key, "pixels": kind}
-            cells.append(Cell(name, kind, source, folder / f"{name}.{kind}.h5", header))
+            path = folder / victim / f"{name}.{kind}" / f"{shard}.h5"
+            cells.append(Cell(victim, name, kind, source, path, header))
     return cells
 
 
 def write_manifest(path: Path, cells: list[Cell]) -> None:
-    """Record the cells of a victim and shard: their names, files (relative to the manifest) and keys."""
-    path = Path(path)
+    """Record which prediction shards a table is made of, and their keys."""
     entries = [
         {
+            "victim": cell.victim,
             "perturbation": cell.perturbation,
             "pixels": cell.pixels,
-            "file": str(cell.path.relative_to(path.parent)),
+            "file": str(cell.path),
             "key": store.key(cell.header),
         }
         for cell in cells
@@ -95,21 +118,20 @@ def write_manifest(path: Path, cells: list[Cell]) -> None:
     store.write_json(path, {"cells": entries})
 
 
-def read_manifest(path: Path) -> dict[tuple[str, str], Path]:
-    """Prediction shards by (perturbation, pixels).
+def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:
+    """Prediction shards by (victim, perturbation, pixels).
 
     Raises
     ------
     ValueError
         If a shard is missing or is not the one that the manifest names.
     """
-    path = Path(path)
     found = {}
-    for entry in json.loads(path.read_text())["cells"]:
-        shard = path.parent / entry["file"]
+    for entry in json.loads(Path(path).read_text())["cells"]:
+        shard = Path(entry["file"])
         if store.read_header(shard, "predictions")["key"] != entry["key"]:
             raise ValueError(f"{shard}: not the shard that {path} names; delete {path} and run the workflow again")
-        found[entry["perturbation"], entry["pixels"]] = shard
+        found[entry["victim"], entry["perturbation"], entry["pixels"]] = shard
     return found
 
 

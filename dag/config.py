@@ -55,8 +55,13 @@ def _plain(error: jsonschema.ValidationError) -> str:
 
 
 def _check_product(config: dict, place: str, entry: dict) -> None:
-    if entry["image_set"] not in config["image_sets"]:
-        raise ValueError(f"configuration, {place}: image set {entry['image_set']!r} is not in image_sets")
+    others = entry.get("other_image_sets", {})
+    for image_set in (entry["image_set"], *others.values()):
+        if image_set not in config["image_sets"]:
+            raise ValueError(f"configuration, {place}: image set {image_set!r} is not in image_sets")
+    for network in others:
+        if network not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
     for victim in victims(entry):
         if victim not in config["networks"]:
             raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
@@ -117,31 +122,42 @@ def draws(row: str, permutations: int) -> list[str]:
     return [row]
 
 
-def seen_by(config: dict, image_set: str, victim: str) -> list[str]:
-    """Every perturbation that a victim has to see on an image set, in order of first appearance.
+def image_set_of(entry: dict, network: str) -> str:
+    """Image set on which a table or figure shows a network: one for all, or one of its own."""
+    return entry.get("other_image_sets", {}).get(network, entry["image_set"])
+
+
+def image_sets(entry: dict) -> list[str]:
+    """Image sets on which the victims of a table or figure are evaluated, in order of first appearance."""
+    return list(dict.fromkeys(image_set_of(entry, victim) for victim in victims(entry)))
+
+
+def cells(entry: dict, image_set: str, permutations: int) -> dict[str, list[str]]:
+    """Perturbations that each victim on an image set has to see, in order of first appearance.
 
     `none` is always first: every score is reported with its drop from the clean image.
     """
-    needed = {"none": None}
-    for entry in products(config).values():
-        if entry["image_set"] == image_set:
-            for row, seeing in pairs(entry):
-                if seeing == victim:
-                    needed |= dict.fromkeys(draws(row, config["permutations"]))
-    return list(needed)
+    needed: dict[str, dict] = {}
+    for row, victim in pairs(entry):
+        if image_set_of(entry, victim) == image_set:
+            needed.setdefault(victim, {"none": None}).update(dict.fromkeys(draws(row, permutations)))
+    return {victim: list(names) for victim, names in needed.items()}
 
 
-def sources(config: dict) -> dict[str, list[str]]:
-    """Every source that `all` needs, by image set, in order of first appearance."""
-    found: dict[str, dict] = {}
-    for entry in products(config).values():
-        found.setdefault(entry["image_set"], {}).update(dict.fromkeys(table_sources(entry)))
-    return {image_set: list(names) for image_set, names in found.items()}
+def source_sets(entry: dict) -> list[tuple[str, str]]:
+    """(source, image set) pairs that a table or figure is made of, in order of first appearance."""
+    if not victims(entry):
+        return [(source, image_set_of(entry, network_of(source))) for source in rows(entry)]
+    found = {}
+    for row, victim in pairs(entry):
+        for source in parse(row.removesuffix(PERMUTED)).sources:
+            found[source, image_set_of(entry, victim)] = None
+    return list(found)
 
 
-def table_sources(entry: dict) -> list[str]:
-    """Sources whose perturbations a table or figure is made of, in order of first appearance."""
-    return list(dict.fromkeys(source for row in rows(entry) for source in parse(row.removesuffix(PERMUTED)).sources))
+def all_source_sets(config: dict) -> list[tuple[str, str]]:
+    """(source, image set) pairs that `all` needs."""
+    return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
 
 
 def with_local_voc(config: dict) -> dict:
@@ -157,7 +173,7 @@ def with_local_voc(config: dict) -> dict:
     if config["voc"] is None:
         return config
     sets = {}
-    used = {entry["image_set"] for entry in products(config).values()}
+    used = {image_set for _, image_set in all_source_sets(config)}
     for name, entry in config["image_sets"].items():
         roots = [part["root"] for part in entry["parts"]]
         if name in used and all("{voc}" in root for root in roots):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dag import store, voc
-from dag.cells import Cell
+from dag import store
+from dag.cells import Cell, alone
 from dag.networks.interface import Network
 from dag.perturbation import apply
 
 
 def predict(
     network: Network,
-    images: list[tuple[Path, str]],
+    images: Sequence[NDArray],
+    ids: list[str],
     cells: list[Cell],
     *,
     device: str = "cpu",
@@ -26,16 +26,19 @@ def predict(
 ) -> None:
     """Show every image under every perturbation to the victim and store its predictions.
 
-    The image is the outer loop, so it is decoded once.  Each perturbed image passes through the
-    network alone: a prediction must not depend on which other cells a run happens to compute.
+    Each perturbed image passes through the network alone: a prediction must not depend on which other
+    cells a run happens to compute.
 
     Parameters
     ----------
     network : Network
         The victim.
-    images : list of (root, image id)
+    images : sequence of arrays (3, H, W)
+        Of the shard, in [0, 255].
+    ids : list of str
+        Their ids.
     cells : list of Cell
-        The cells to compute; the caller leaves out those that are done.
+        Cells of this victim; those that are done by now are kept.
 
     Notes
     -----
@@ -44,23 +47,18 @@ def predict(
     perturbation (perceptibility, largest value), measured on the stored array.
     """
     network = network.to(device)
-    ids = [image_id for _, image_id in images]
-    with ExitStack() as stack:
-        sources = {
-            path: stack.enter_context(store.reading(path, "perturbations"))
-            for path in {cell.source for cell in cells if cell.source is not None}
-        }
-        shards = [
-            stack.enter_context(store.writing(cell.path, "predictions", ids, cell.header)) for cell in cells
-        ]
-        for root, image_id in progress(images):
-            image = voc.read_image(root, image_id)
-            for cell, shard in zip(cells, shards, strict=True):
+    for cell in progress(cells):
+        with alone(cell), ExitStack() as stack:
+            if cell.done():
+                continue
+            source = cell.source and stack.enter_context(store.reading(cell.source, "perturbations"))
+            shard = stack.enter_context(store.writing(cell.path, "predictions", ids, cell.header))
+            for image, image_id in zip(images, ids, strict=True):
                 if image_id in shard.done:
                     continue
                 r, known = np.zeros_like(image), {"perceptibility": 0.0, "largest": 0.0}
-                if cell.source is not None:
-                    r, attributes = store.get(sources[cell.source], image_id)
+                if source:
+                    r, attributes = store.get(source, image_id)
                     known = {name: attributes[name] for name in known}
                 seen = torch.from_numpy(apply(image, r, cell.pixels))[None].to(device)
                 shard.put(image_id, prediction(network, seen), known)

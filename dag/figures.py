@@ -118,7 +118,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
     """
     if "condition" in frame:
         names = frame.column_label + (" (" + frame.metric + ")" if frame.metric.nunique() > 1 else "")
-        cells = frame.assign(row=frame.victim, row_text=names, band=frame.task)
+        cells = frame.assign(row=frame.source, row_text=names, band=frame.task)
         cells = cells.assign(column=frame.condition, column_text=frame.condition)
     else:
         cells = frame.assign(row=frame.perturbation, row_text=frame.row_label, band=frame.group)

@@ -57,26 +57,25 @@ def progress(items: Iterable, what: str, seconds: float = 30) -> Iterator:
             print(f"{what}: {number} of {len(items)}, {now - begin:.0f} s", file=sys.stderr)
 
 
-def weight_files(inputs) -> dict[str, str]:
-    """Weight files of a job by role: its named inputs that are neither images nor perturbations."""
-    return {role: inputs[role] for role in inputs.keys() if role not in ("lists", "perturbations")}
-
-
-def identity(params, files: dict[str, str], shard: str) -> tuple[list, dict]:
+def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[list, dict]:
     """Images of a shard, and what determines a network's output on them: the start of a shard's header.
 
-    `params` are those of the rules perturb and predict: network, image_set, code.
+    Parameters
+    ----------
+    network : dict
+        name, task, architecture, arguments, code, and files by role.
+    image_set : dict
+        parts, size, sha256, shard_size.
     """
-    settings = params.image_set
-    images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"])
-    images = voc.shard_of(images, shard, settings["shard_size"])
+    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"])
+    images = voc.shard_of(images, shard, image_set["shard_size"])
     header = {
-        "network": params.network,
-        "weights": {role: file_digest(path) for role, path in files.items()},
-        "image_set": settings,
+        "network": {name: value for name, value in network.items() if name not in ("files", "label")},
+        "weights": {role: file_digest(path) for role, path in network["files"].items()},
+        "image_set": image_set,
         "ids": voc.digest(image_id for _, image_id in images),
         "shard": shard,
-        "code": params.code,
+        "code": code,
     }
     return images, header
 

@@ -56,7 +56,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 2
     counted = truth != _VOID
     truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
     for name, labels in (("label map", truth), ("prediction", prediction)):
-        if labels.size and not (0 <= labels.min() and labels.max() < classes):
+        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"{name} holds label {wrong}; use class ids 0..{classes - 1}")
     return np.bincount(truth * classes + prediction, minlength=classes**2).reshape(classes, classes)
@@ -286,7 +286,7 @@ def _checked(image: int, detection) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         )
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError(f"image number {image}: a box or score is not finite; predict again")
-    if len(labels) and not (1 <= labels.min() and labels.max() < _CLASSES):
+    if len(labels) and not (labels.min() >= 1 and labels.max() < _CLASSES):
         raise ValueError(f"image number {image}: a detection's class is not in 1..{_CLASSES - 1}; use VOC's class ids")
     return boxes, labels, scores
 

@@ -53,7 +53,7 @@ def example_blocks(
     images: Sequence[tuple[Path, str]],
     panels: Sequence[Mapping],
     perturbations: Mapping[str, Sequence[Path]],
-    predictions: Mapping[str, Sequence[Path]],
+    manifests: Sequence[Path],
     networks: Mapping[str, Mapping],
     symbols: Mapping[str, str],
 ) -> list[dict]:
@@ -66,8 +66,8 @@ def example_blocks(
         {"perturbation": name, "victims": names}.
     perturbations : mapping
         Shards of every perturbation by its name.
-    predictions : mapping
-        Manifests of predictions of every victim by its name.
+    manifests : sequence of Path
+        Of the cells, one per shard; see `dag.cells`.
     networks : mapping
         {name: {"label", "task"}}.
     symbols : mapping
@@ -81,7 +81,7 @@ def example_blocks(
         after}.
     """
     labels = {name: entry["label"] for name, entry in networks.items()}
-    manifests = {victim: [read_manifest(path) for path in paths] for victim, paths in predictions.items()}
+    shards = [read_manifest(path) for path in manifests]
     blocks = []
     for root, image_id in images:
         for panel in panels:
@@ -99,8 +99,8 @@ def example_blocks(
             for victim in panel["victims"]:
                 seen = {"label": labels[victim]}
                 for when, perturbation in (("before", "none"), ("after", name)):
-                    shards = [manifest[perturbation, "float"] for manifest in manifests[victim]]
-                    array, _ = _find(shards, image_id, "predictions")
+                    paths = [shard[victim, perturbation, "float"] for shard in shards]
+                    array, _ = _find(paths, image_id, "predictions")
                     seen[when] = array if networks[victim]["task"] == "segmentation" else detections_of(array)
                 block["victims"].append(seen)
             blocks.append(block)

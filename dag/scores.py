@@ -1,4 +1,4 @@
-"""Scores of one victim under every perturbation, from its stored predictions."""
+"""Scores of the victims of a table under every perturbation, from stored predictions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "ar
 def score(
     manifests: list[Path],
     images: list[tuple[Path, str]],
-    task: str,
+    networks: dict[str, dict],
     *,
     resamples: int,
     seed: int,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> dict:
-    """Score every cell of one victim.
+) -> list[dict]:
+    """Score every cell of a table.
 
     Parameters
     ----------
@@ -41,29 +41,46 @@ def score(
         One per shard, in order; see `dag.cells`.
     images : list of (root, image id)
         The whole image set, in order.
-    task : str
-        "segmentation" or "detection".
+    networks : dict
+        Victims in order: {name: {"label", "task", ...}}.
     resamples, seed : int
         Of the bootstrap over images.  All cells and victims of an image set share the resamples,
         so differences between cells are paired.
 
     Returns
     -------
-    dict
-        `images`, `metric`, `companion_metric` and `cells`: for each cell perturbation, pixels, score,
-        score_se, companion, companion_se, drop, drop_se (against `none`, paired), per_class (all in
-        percent; None where a class is absent), perceptibility (mean over images) and linf (largest
-        |r|, grey levels).  The mean over permuted draws is a cell of its own, `x.permuted`.
+    list of dict
+        One per victim: victim, label, task, images (their number), metric, companion_metric and `cells`: for
+        each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se
+        (against `none`, paired), per_class (all in percent; None where a class is absent),
+        perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
+        permuted draws is a cell of its own, `x.permuted`.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
-    truth = _truth(images, task)
-    values = {}
-    for name, pixels in progress(list(shards[0])):
-        predictions, known = _predictions([shard[name, pixels] for shard in shards], images)
-        values[name, pixels] = _values(task, truth, predictions, weights) | _size(known)
-    values |= _means_of_draws(values)
+    truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
+    values: dict[str, dict] = {victim: {} for victim in networks}
+    for victim, name, pixels in progress(list(shards[0])):
+        task = networks[victim]["task"]
+        predictions, known = _predictions([shard[victim, name, pixels] for shard in shards], images)
+        values[victim][name, pixels] = _values(task, truths[task], predictions, weights) | _size(known)
+    return [
+        {
+            "victim": victim,
+            "label": entry["label"],
+            "task": entry["task"],
+            "images": len(images),
+            "metric": METRICS[entry["task"]][0],
+            "companion_metric": METRICS[entry["task"]][1],
+            "cells": _cells(values[victim]),
+        }
+        for victim, entry in networks.items()
+    ]
 
+
+def _cells(values: dict) -> list[dict]:
+    """Cells of one victim in their reported form, means of permuted draws included."""
+    values = values | _means_of_draws(values)
     cells = []
     for (name, pixels), value in values.items():
         drop = values["none", pixels]["score"] - value["score"]
@@ -82,8 +99,7 @@ def score(
                 "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
             }
         )
-    metric, companion = METRICS[task]
-    return {"images": len(images), "metric": metric, "companion_metric": companion, "cells": cells}
+    return cells
 
 
 def _truth(images: list[tuple[Path, str]], task: str) -> list[NDArray] | list[Objects]:

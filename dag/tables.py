@@ -87,17 +87,17 @@ def transfer(
     )
 
 
-def white_box(scores: Sequence[Mapping], pixels: str, variant: str = "") -> pd.DataFrame:
-    """Every network under its own perturbation, in the manner of Table 1.
+def white_box(scores: Sequence[Mapping], sources: Sequence[str], pixels: str) -> pd.DataFrame:
+    """Every source under its own perturbation, in the manner of Table 1.
 
     Parameters
     ----------
     scores : sequence of dict
-        One per network, in the order of the rows.
+        One per network.
+    sources : sequence of str
+        Rows in order: "network", or "network@variant" for another attack on the same network.
     pixels : str
         "float" or "8-bit".
-    variant : str, optional
-        Name of the attack whose perturbations are shown, if it is not the network's default.
 
     Returns
     -------
@@ -108,16 +108,21 @@ def white_box(scores: Sequence[Mapping], pixels: str, variant: str = "") -> pd.D
     Raises
     ------
     ValueError
-        As `transfer`.
+        As `transfer`; also if a source's network has no scores.
     """
+    victims = {victim["victim"]: victim for victim in scores}
     records = []
-    for victim in scores:
+    for source in sources:
+        network = source.partition("@")[0]
+        if network not in victims:
+            raise ValueError(f"row {source!r} needs scores of the network {network!r}, which are not there")
+        victim = victims[network]
         cells = _cells(victim, pixels)
-        own = victim["victim"] + (f"@{variant}" if variant else "")
-        names = {"ORIG": "none", "ADVR": own, "PERM": own + _MEAN_OF_DRAWS}
-        for condition, name in names.items():
-            label = row_label(name, {victim["victim"]: victim["label"]}, {})
-            records.append({"condition": condition, **_record(victim, cells, name, label, pixels)})
+        for condition, name in {"ORIG": "none", "ADVR": source, "PERM": source + _MEAN_OF_DRAWS}.items():
+            label = row_label(name, {network: victim["label"]}, {})
+            record = _record(victim, cells, name, label, pixels)
+            named = {"column_label": row_label(source, {network: victim["label"]}, {}), "source": source}
+            records.append({"condition": condition} | record | named)
     return pd.DataFrame(records)
 
 
@@ -320,6 +325,8 @@ def _cells(victim: Mapping, pixels: str) -> dict[str, Mapping]:
         for metric in ("score", "companion"):
             if cell[metric] is None or not -1e-9 <= cell[metric] <= 100 + 1e-9:
                 raise ValueError(f"{where} has {metric} {cell[metric]}, which is not a percentage; compute it again")
+        if cell["drop"] is None or math.isnan(cell["drop"]):
+            raise ValueError(f"{where} has no drop from the clean score; compute it again together with 'none'")
         cells[name] = cell
     return cells
 
@@ -428,7 +435,7 @@ def _layout_white_box(frame: pd.DataFrame, texts: list[str], metric: str) -> Gri
     mixed = cells[metric].nunique() > 1
     conditions = list(cells.condition.unique())
     rows = []
-    for _, row in _groups(cells, ["victim"]):
+    for _, row in _groups(cells, ["source"]):
         row = row.set_index("condition").loc[conditions]
         rows.append(
             [

@@ -85,9 +85,7 @@ def pretrain(
     return classifier.trunk.state_dict()
 
 
-def initial(
-    architecture: str, arguments: dict, *, seed: int, pretrained: dict[str, Tensor] | None = None
-) -> Network:
+def initial(architecture: str, arguments: dict, *, seed: int, pretrained: dict[str, Tensor] | None = None) -> Network:
     """Network with random weights drawn from `seed` and, if given, a pretrained body.
 
     `architecture` and `arguments` are those of `dag.networks.interface.build`.
@@ -142,7 +140,10 @@ def train_segmentation(
     """
     stack, maps = _stack(images), _stack(label_maps)
     if maps.shape != (len(stack), *stack.shape[2:]):
-        raise ValueError(f"{title}: images are {tuple(stack.shape)} but label maps are {tuple(maps.shape)}")
+        raise ValueError(
+            f"{title}: {len(stack)} images of {stack.shape[2]} x {stack.shape[3]} pixels "
+            f"but {len(maps)} label maps of {maps.shape[1]} x {maps.shape[2]}"
+        )
     columns = _columns(network.labels)
     columns[VOID] = VOID
     targets = columns[maps.long()]
@@ -201,6 +202,8 @@ def train_detection(
     columns = _columns(network.labels)
     targets = [columns[one] for one in ids]
     _check_labels(torch.cat(ids), torch.cat(targets), title)
+    if not sum(map(len, truth)):
+        raise ValueError(f"{title}: no image has an object to learn; check the annotations")
     # Images with fewer objects than others are padded by boxes far outside, which overlap with nothing.
     padded = pad_sequence(truth, batch_first=True, padding_value=-1e4)
     padded_targets = pad_sequence(targets, batch_first=True)
@@ -214,6 +217,18 @@ def train_detection(
     groups = _groups(network, rate, body_factor)
     _minimise(network, loss, groups, len(stack), iterations, batch, seed, title)
     return network
+
+
+def save(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Write a state dict beside `path`, then rename it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(weights, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _detection_loss(
@@ -260,9 +275,7 @@ def _detection_loss(
     return loss + F.smooth_l1_loss(deltas[found], wanted, reduction="sum") / len(row)
 
 
-def _pick(
-    first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _pick(first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random rows of each image: up to `most` of those marked in `first`, then some marked in `second`.
 
     first, second : bool (B, N), never both true.  Returns int64 (B, total) and bool (B, total): is the row marked
@@ -378,15 +391,3 @@ def _check_labels(ids: Tensor, columns: Tensor, title: str) -> None:
     unknown = ids[columns < 0].unique().tolist()
     if unknown:
         raise ValueError(f"{title}: class ids {unknown} occur in the training set, but the network has no such labels")
-
-
-def save(weights: dict[str, Tensor], path: str | Path) -> None:
-    """Write a state dict beside `path`, then rename it into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(weights, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

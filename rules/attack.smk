@@ -10,7 +10,7 @@ the storage.
 rule perturb:
     """Dense Adversary Generation on one shard with one source."""
     input:
-        unpack(source_weights),
+        weights=source_weights,
         lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
     output:
         "results/{experiment}/{image_set}/perturbations/{source}/{shard}.h5",
@@ -20,7 +20,7 @@ rule perturb:
         "benchmarks/perturb/{experiment}/{image_set}/{source}/{shard}.tsv"
     params:
         network=lambda wildcards: network(plan.network_of(wildcards.source)),
-        image_set=image_set,
+        image_set=lambda wildcards: image_set(wildcards.image_set),
         settings=lambda wildcards: plan.attack(config, wildcards.source),
         seed=config["seed"],
         code=code("dag.generate"),

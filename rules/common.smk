@@ -45,17 +45,13 @@ def image_lists(image_set):
     return [f"{part['root']}/{part['list']}".format(voc=VOC) for part in config["image_sets"][image_set]["parts"]]
 
 
-def image_set_of(name):
+def image_set(name):
     """What a job has to know of an image set."""
     entry = config["image_sets"][name]
     parts = [{"root": part["root"].format(voc=VOC), "list": part["list"]} for part in entry["parts"]]
     made = {"made": made_by_mini()} if entry.get("made_by") == "mini" else {}
     fixed = {"size": entry["size"], "sha256": entry.get("sha256"), "shard_size": config["shard_size"]}
     return {"parts": parts} | fixed | made
-
-
-def image_set(wildcards):
-    return image_set_of(wildcards.image_set)
 
 
 def made_by_mini():
@@ -66,8 +62,13 @@ def made_by_mini():
 def network(name):
     """What a job has to know of a network."""
     entry = config["networks"][name]
-    return {"name": name, "task": entry["task"], "architecture": entry["architecture"]} | {
+    return {
+        "name": name,
+        "label": entry["label"],
+        "task": entry["task"],
+        "architecture": entry["architecture"],
         "arguments": entry.get("arguments", {}),
+        "files": weights(name),
         "code": code(entry["architecture"]),
     }
 
@@ -81,11 +82,7 @@ def weights(name):
 
 
 def source_weights(wildcards):
-    return weights(plan.network_of(wildcards.source))
-
-
-def victim_weights(wildcards):
-    return weights(wildcards.victim)
+    return list(weights(plan.network_of(wildcards.source)).values())
 
 
 def training(wildcards):
@@ -108,52 +105,69 @@ def summands(wildcards):
     return [perturbation_path(wildcards.image_set, source, wildcards.shard) for source in wildcards.combination.split("+")]
 
 
-def perturbations_seen(wildcards):
-    """Names of the perturbations that a victim has to see."""
-    return plan.seen_by(config, wildcards.image_set, wildcards.victim)
-
-
-def perturbation_shards(wildcards):
-    """Their shards, `none` aside."""
-    return [
-        perturbation_path(wildcards.image_set, perturbation, wildcards.shard)
-        for perturbation in perturbations_seen(wildcards)
-        if perturbation != "none"
-    ]
-
-
-def prediction_manifests(wildcards):
-    folder = f"{RESULTS}/{wildcards.image_set}/predictions/{wildcards.victim}"
-    return [f"{folder}/{shard}.json" for shard in plan.shards(config, wildcards.image_set)]
-
-
 def product(name):
     """Table or figure by name."""
     return (config["tables"] | config["figures"])[name]
 
 
-def scores_of(wildcards):
-    """Score files of the victims of a table or figure, in its order."""
+def victims(wildcards):
+    """Victims of a table or figure, in its order."""
+    return {name: network(name) for name in plan.victims(product(wildcards.product))}
+
+
+def cells(wildcards):
+    """Perturbations that each victim of a table or figure on an image set has to see."""
+    return plan.cells(product(wildcards.product), wildcards.image_set, config["permutations"])
+
+
+def cell_weights(wildcards):
+    """Weight files of these victims."""
+    return [file for victim in cells(wildcards) for file in weights(victim).values()]
+
+
+def cell_perturbations(wildcards):
+    """One shard of each of these perturbations, `none` aside."""
+    names = dict.fromkeys(name for seen in cells(wildcards).values() for name in seen if name != "none")
+    return [perturbation_path(wildcards.image_set, name, wildcards.shard) for name in names]
+
+
+def cell_manifests(wildcards):
+    """Manifests of the cells of a table or figure."""
+    return [
+        f"{RESULTS}/cells/{wildcards.product}/{image_set}/{shard}.json"
+        for image_set in plan.image_sets(product(wildcards.product))
+        for shard in plan.shards(config, image_set)
+    ]
+
+
+def product_lists(wildcards):
+    """Files that list the images of a table or figure."""
+    return [file for image_set in plan.image_sets(product(wildcards.product)) for file in image_lists(image_set)]
+
+
+def product_image_sets(wildcards):
+    """What a job has to know of the image sets of a table or figure, and who is evaluated on them."""
     entry = product(wildcards.product)
-    return [f"{RESULTS}/{entry['image_set']}/scores/{victim}.json" for victim in plan.victims(entry)]
+    return {
+        name: image_set(name) | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
+        for name in plan.image_sets(entry)
+    }
 
 
 def source_shards(wildcards):
     """Shards of the sources of a table or figure."""
-    entry = product(wildcards.product)
-    return [
-        perturbation_path(entry["image_set"], source, shard)
-        for source in plan.table_sources(entry)
-        for shard in plan.shards(config, entry["image_set"])
-    ]
+    return shards_of(plan.source_sets(product(wildcards.product)))
 
 
 def all_source_shards(wildcards):
     """Shards of every source of `all`."""
+    return shards_of(plan.all_source_sets(config))
+
+
+def shards_of(pairs):
     return [
         perturbation_path(image_set, source, shard)
-        for image_set, sources in plan.sources(config).items()
-        for source in sources
+        for source, image_set in pairs
         for shard in plan.shards(config, image_set)
     ]
 
@@ -163,26 +177,16 @@ def networks_by_name():
     return {name: {"label": entry["label"], "task": entry["task"]} for name, entry in config["networks"].items()}
 
 
-def example_inputs(wildcards):
-    """Lists, perturbations and predictions behind the example panels."""
+def example_perturbations(wildcards):
+    """Every shard of every perturbation of example panels."""
     entry = product(wildcards.product)
     shards = plan.shards(config, entry["image_set"])
-    return {
-        "lists": image_lists(entry["image_set"]),
-        "perturbations": [
-            perturbation_path(entry["image_set"], row, shard) for row in plan.rows(entry) for shard in shards
-        ],
-        "predictions": [
-            f"{RESULTS}/{entry['image_set']}/predictions/{victim}/{shard}.json"
-            for victim in plan.victims(entry)
-            for shard in shards
-        ],
-    }
+    return [perturbation_path(entry["image_set"], row, shard) for row in plan.rows(entry) for shard in shards]
 
 
 def labels(entry):
     """Printed names of the networks that a table or figure mentions."""
-    names = {*plan.victims(entry), *(plan.network_of(source) for source in plan.table_sources(entry))}
+    names = {*plan.victims(entry), *(plan.network_of(source) for source, _ in plan.source_sets(entry))}
     return {name: config["networks"][name]["label"] for name in sorted(names)}
 
 

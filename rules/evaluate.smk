@@ -1,32 +1,33 @@
 """What the victims see, and how well they still do.
 
-PRODUCTS  results/{experiment}/{image_set}/predictions/{victim}/{shard}.json  which cells are there
-          results/{experiment}/{image_set}/predictions/{victim}/{shard}/{perturbation}.{pixels}.h5
-          results/{experiment}/{image_set}/scores/{victim}.json
+PRODUCTS  results/{experiment}/{image_set}/predictions/{victim}/{perturbation}.{pixels}/{shard}.h5
+          results/{experiment}/cells/{product}/{image_set}/{shard}.json   the cells that a table is made of
+          results/{experiment}/scores/{product}.json
 """
 
 
 rule predict:
-    """All cells of one victim on one shard; cells that are on disk already are kept.
+    """All cells of one table or figure on one shard; cells that are on disk already are kept.
 
-    The HDF5 files of the cells are not declared: Snakemake would delete them all when one is
-    wanted anew.  Each carries the digest of everything that made it, and is replaced when that
-    differs.
+    The HDF5 files of the cells are not declared: tables share them, and Snakemake would delete them
+    all when one is wanted anew.  Each carries the digest of everything that made it, and is replaced
+    when that differs.
     """
     input:
-        unpack(victim_weights),
-        perturbations=perturbation_shards,
+        weights=cell_weights,
+        perturbations=cell_perturbations,
         lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
     output:
-        "results/{experiment}/{image_set}/predictions/{victim}/{shard}.json",
+        "results/{experiment}/cells/{product}/{image_set}/{shard}.json",
     log:
-        "logs/predict/{experiment}/{image_set}/{victim}/{shard}.txt",
+        "logs/predict/{experiment}/{product}/{image_set}/{shard}.txt",
     benchmark:
-        "benchmarks/predict/{experiment}/{image_set}/{victim}/{shard}.tsv"
+        "benchmarks/predict/{experiment}/{product}/{image_set}/{shard}.tsv"
     params:
-        network=lambda wildcards: network(wildcards.victim),
-        image_set=image_set,
-        perturbations=perturbations_seen,
+        folder=lambda wildcards: f"{RESULTS}/{wildcards.image_set}",
+        cells=cells,
+        networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
+        image_set=lambda wildcards: image_set(wildcards.image_set),
         pixels=config["pixels"],
         code=code("dag.evaluate"),
     priority: 1
@@ -38,18 +39,17 @@ rule predict:
 
 
 rule score:
-    """mIoU or mAP of one victim under every perturbation, with paired bootstrap errors."""
+    """mIoU or mAP of every cell of a table or figure, with paired bootstrap errors."""
     input:
-        manifests=prediction_manifests,
-        lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
+        manifests=cell_manifests,
+        lists=lambda wildcards: ancient(product_lists(wildcards)),
     output:
-        "results/{experiment}/{image_set}/scores/{victim}.json",
+        "results/{experiment}/scores/{product}.json",
     log:
-        "logs/score/{experiment}/{image_set}/{victim}.txt",
+        "logs/score/{experiment}/{product}.txt",
     params:
-        network=lambda wildcards: network(wildcards.victim),
-        label=lambda wildcards: config["networks"][wildcards.victim]["label"],
-        image_set=image_set,
+        networks=victims,
+        image_sets=product_image_sets,
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("dag.scores"),

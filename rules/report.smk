@@ -9,7 +9,7 @@ PRODUCTS  results/{experiment}/tables/{product}.{csv,md,tex,svg,png}
 rule tabulate:
     """A table of the configuration: tidy CSV, Markdown, LaTeX, and a heat map of the drops."""
     input:
-        scores=scores_of,
+        scores="results/{experiment}/scores/{product}.json",
     output:
         csv="results/{experiment}/tables/{product}.csv",
         markdown="results/{experiment}/tables/{product}.md",
@@ -61,7 +61,7 @@ rule tabulate_statuses:
 rule plot_density:
     """Figure 3: scores against the density of the attacked proposals."""
     input:
-        scores=scores_of,
+        scores="results/{experiment}/scores/{product}.json",
         shards=source_shards,
     output:
         csv="results/{experiment}/figures/{product}.csv",
@@ -112,7 +112,9 @@ rule plot_convergence:
 rule plot_examples:
     """Example panels: image, perturbation, perturbed image, predictions before and after."""
     input:
-        unpack(example_inputs),
+        manifests=cell_manifests,
+        perturbations=example_perturbations,
+        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
     output:
         svg="results/{experiment}/figures/{product}.svg",
         png=report(
@@ -127,7 +129,7 @@ rule plot_examples:
         "logs/plot_examples/{experiment}/{product}.txt",
     params:
         entry=lambda wildcards: product(wildcards.product),
-        image_set=lambda wildcards: image_set_of(product(wildcards.product)["image_set"]),
+        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
         code=code("dag.figures", "dag.tables", "dag.store"),

@@ -1,4 +1,6 @@
-"""Make one folder of the miniature; see rule make_mini_train."""
+"""Make one folder of the miniature; see rules make_mini_train and make_mini_test."""
+
+import shutil
 
 from dag.job import start
 
@@ -6,4 +8,6 @@ start(snakemake.log[0])
 
 from dag import mini
 
-mini.make_voc(snakemake.params.root, snakemake.params.settings["lists"], snakemake.params.settings["seed"])
+params = snakemake.params
+shutil.rmtree(params.root, ignore_errors=True)  # the folders that Snakemake made, or an older miniature
+mini.make_voc(params.root, params.settings["lists"], params.settings["seed"])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dag.job import device, identity, progress, start, weight_files
+from dag.job import device, identity, progress, start
 
 start(snakemake.log[0], snakemake.threads)
 
@@ -10,15 +10,15 @@ from dag import generate
 from dag.networks.interface import build
 
 params, source = snakemake.params, snakemake.wildcards.source
-files = weight_files(snakemake.input)
-images, header = identity(params, files, snakemake.wildcards.shard)
+network = params.network
+images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code)
 generate.perturb(
-    build(params.network["architecture"], params.network["arguments"], files),
+    build(network["architecture"], network["arguments"], network["files"]),
     images,
     Path(snakemake.output[0]),
     settings=params.settings,
     seed=params.seed,
-    name=params.network["name"],
+    name=network["name"],
     header=header | {"source": source, "settings": params.settings, "seed": params.seed},
     device=device(),
     progress=lambda items: progress(items, source),

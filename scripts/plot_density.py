@@ -15,7 +15,7 @@ from dag.results import records
 from dag.store import write_text
 
 params, output = snakemake.params, snakemake.output
-scores = [json.loads(Path(path).read_text()) for path in snakemake.input.scores]
+scores = json.loads(Path(snakemake.input.scores).read_text())
 frame = tables.transfer(scores, params.entry["perturbations"], params.labels, params.symbols, "float")
 density = pd.DataFrame(
     {

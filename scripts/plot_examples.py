@@ -22,7 +22,7 @@ blocks = example_blocks(
     voc.chosen(images, params.entry["images"]),
     params.entry["panels"],
     {row: paths(snakemake.input.perturbations, f"/{row}/") for row in plan.rows(params.entry)},
-    {victim: paths(snakemake.input.predictions, f"/{victim}/") for victim in plan.victims(params.entry)},
+    [Path(path) for path in snakemake.input.manifests],
     params.networks,
     params.symbols,
 )

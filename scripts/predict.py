@@ -1,30 +1,38 @@
-"""Show one shard under every wanted perturbation to one victim; see rule predict."""
+"""Show one shard under every perturbation of a table to its victims; see rule predict."""
 
 from pathlib import Path
 
-from dag.job import device, identity, progress, start, weight_files
+from dag.job import device, identity, progress, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from dag import cells
+from dag import cells, voc
 
-params, manifest = snakemake.params, Path(snakemake.output[0])
-files = weight_files(snakemake.input)
-images, header = identity(params, files, snakemake.wildcards.shard)
-shards = iter(Path(path) for path in snakemake.input.get("perturbations", []))
-sources = {name: None if name == "none" else next(shards) for name in params.perturbations}
-wanted = cells.cells_of(manifest.with_suffix(""), sources, params.pixels, header)
-missing = [cell for cell in wanted if not cell.done()]
-print(f"{len(missing)} of {len(wanted)} cells to compute: {', '.join(cell.path.stem for cell in missing)}", flush=True)
-if missing:  # torch is not even imported when all is there
-    from dag import evaluate
-    from dag.networks.interface import build
+params, shard = snakemake.params, snakemake.wildcards.shard
+folder = Path(params.folder)
+wanted, images = [], None
+for victim, perturbations in params.cells.items():
+    network = params.networks[victim]
+    listed, header = identity(network, params.image_set, shard, params.code)
+    sources = {
+        name: None if name == "none" else folder / "perturbations" / name / f"{shard}.h5" for name in perturbations
+    }
+    mine = cells.cells_of(folder / "predictions", victim, shard, sources, params.pixels, header)
+    wanted += mine
+    missing = [cell for cell in mine if not cell.done()]
+    names = ", ".join(f"{cell.perturbation} ({cell.pixels})" for cell in missing)
+    print(f"{victim}: {len(missing)} of {len(mine)} cells to compute: {names}", flush=True)
+    if missing:  # torch is not even imported when all is there
+        from dag import evaluate
+        from dag.networks.interface import build
 
-    evaluate.predict(
-        build(params.network["architecture"], params.network["arguments"], files),
-        images,
-        missing,
-        device=device(),
-        progress=lambda items: progress(items, params.network["name"]),
-    )
-cells.write_manifest(manifest, wanted)
+        images = images or [voc.read_image(root, image_id) for root, image_id in listed]
+        evaluate.predict(
+            build(network["architecture"], network["arguments"], network["files"]),
+            images,
+            [image_id for _, image_id in listed],
+            missing,
+            device=device(),
+            progress=lambda items, victim=victim: progress(items, victim),
+        )
+cells.write_manifest(snakemake.output[0], wanted)

@@ -1,4 +1,4 @@
-"""Score one victim under every perturbation; see rule score."""
+"""Score every cell of a table; see rule score."""
 
 from pathlib import Path
 
@@ -10,20 +10,16 @@ from dag import voc
 from dag.scores import score
 from dag.store import write_json
 
-params, settings = snakemake.params, snakemake.params.image_set
-images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"])
-about = {
-    "victim": snakemake.wildcards.victim,
-    "label": params.label,
-    "task": params.network["task"],
-    "image_set": snakemake.wildcards.image_set,
-}
-scores = score(
-    [Path(manifest) for manifest in snakemake.input.manifests],
-    images,
-    params.network["task"],
-    resamples=params.bootstrap,
-    seed=params.seed,
-    progress=lambda items: progress(items, snakemake.wildcards.victim),
-)
-write_json(snakemake.output[0], about | scores)
+params = snakemake.params
+scores = {}
+for name, settings in params.image_sets.items():
+    found = score(
+        [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest],
+        voc.read_image_set(settings["parts"], settings["size"], settings["sha256"]),
+        {victim: params.networks[victim] for victim in settings["victims"]},
+        resamples=params.bootstrap,
+        seed=params.seed,
+        progress=lambda items: progress(items, snakemake.wildcards.product),
+    )
+    scores |= {entry["victim"]: entry | {"image_set": name} for entry in found}
+write_json(snakemake.output[0], [scores[victim] for victim in params.networks])

@@ -13,14 +13,14 @@ from dag import figures, tables
 from dag.store import write_text
 
 params, output = snakemake.params, snakemake.output
-scores = [json.loads(Path(path).read_text()) for path in snakemake.input.scores]
+scores = json.loads(Path(snakemake.input.scores).read_text())
 if params.entry["layout"] == "transfer":
     frames = {
         pixels: tables.transfer(scores, params.entry["perturbations"], params.labels, params.symbols, pixels)
         for pixels in params.pixels
     }
 else:
-    frames = {pixels: tables.white_box(scores, pixels) for pixels in params.pixels}
+    frames = {pixels: tables.white_box(scores, params.entry["sources"], pixels) for pixels in params.pixels}
 write_text(output.csv, pd.concat(frames.values()).to_csv(index=False))
 headings = {"float": "Float images", "8-bit": "8-bit images"}
 write_text(output.markdown, tables.document(params.title, {headings[pixels]: frame for pixels, frame in frames.items()}))

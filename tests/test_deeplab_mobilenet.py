@@ -1,4 +1,4 @@
-"""TFLite import against LiteRT: exactly on a small float graph, operator by operator and on label maps for the real files."""
+"""TFLite import against LiteRT: a small float graph, every operator of the real files, and their label maps."""
 
 import flatbuffers
 import numpy as np
@@ -194,9 +194,17 @@ def test_batch_of_two_equals_two_images(small):
 
 
 def test_gradient(small):
-    image = torch.randn(2, 3, 11, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """Every pixel of a random sum of scores against its central difference, float64."""
     network = small.double()
-    assert torch.autograd.gradcheck(lambda pixels: network(pixels), image.requires_grad_(), eps=1e-6)
+    random = torch.Generator().manual_seed(0)
+    image, factors = (
+        torch.randn(shape, generator=random, dtype=torch.float64) for shape in [(2, 3, 5, 6), (2, CLASSES, 5, 6)]
+    )
+    (gradient,) = torch.autograd.grad((network(image.requires_grad_()) * factors).sum(), image)
+    with torch.no_grad():
+        steps = 1e-6 * torch.eye(image.numel(), dtype=torch.float64).reshape(-1, *image.shape)
+        differences = [((network(image + step) - network(image - step)) * factors).sum() / 2e-6 for step in steps]
+    np.testing.assert_allclose(gradient.ravel(), differences, rtol=1e-6, atol=1e-8)
 
 
 # Reading
@@ -256,7 +264,9 @@ def test_other_operators_are_rejected(tmp_path):
         deeplab_mobilenet(path, labels=range(3))
     with pytest.raises(ValueError, match="3 score columns do not fit 21 labels"):
         deeplab_mobilenet(path)
-    path.write_bytes(writer.data(image, output))
+    writer = Writer()
+    image = writer.tensor([1, 4, 4, 3])
+    path.write_bytes(writer.data(image, writer.add("TANH", [image], [1, 4, 4, 3])))
     with pytest.raises(ValueError, match="does not end in ARG_MAX"):
         deeplab_mobilenet(path)
 
@@ -322,9 +332,10 @@ def samples(shared, count: int | None = None):
 @pytest.mark.shared
 @real
 def test_every_operator_agrees_with_litert(shared, name):
-    """Each operator gets LiteRT's own inputs, so differences cannot add up: rounding to 8 bits is all that is left.
+    """Each operator gets LiteRT's own inputs, so differences cannot add up.
 
-    The fixed-point factor of LiteRT and the rounded bias can move a value across one more step, seldom.
+    What is left is LiteRT's rounding, once to 8 bits (1/2 step) and before that, where its factor is a
+    product and a shift, once to a multiple of 1/2 or less (1/4 step).
     """
     path = shared / "weights" / name
     network, graph = real_network(shared, name), tflite.read_graph(path)
@@ -345,7 +356,7 @@ def test_every_operator_agrees_with_litert(shared, name):
         tensor = graph.tensors[output]
         mine = function(*map(real_value, inputs)).permute(0, 2, 3, 1).numpy() / tensor.scale + tensor.zero_point
         steps = np.abs(mine.clip(0, 255) - stored(output))
-        assert steps.max() < 1.6 and (steps > 0.55).mean() < 0.01, tensor.name
+        assert steps.max() < 0.76 and steps.mean() < 0.3, tensor.name
 
 
 def compare(shared, name: str, count: int | None) -> tuple[np.ndarray, dict, dict]:
@@ -366,7 +377,7 @@ def compare(shared, name: str, count: int | None) -> tuple[np.ndarray, dict, dic
 @pytest.mark.shared
 @real
 def test_label_maps_of_a_few_images_agree_with_litert(shared, name):
-    """Six images have no mIoU worth the name; single images of the whole sample go down to 0.90, means of six to 0.97."""
+    """Six images have no mIoU worth the name; of the whole sample, single ones go down to 0.90, means of six to .97."""
     agreement, _, _ = compare(shared, name, 6)
     assert agreement.mean() > 0.97 and agreement.min() > 0.89
 
@@ -383,11 +394,11 @@ def test_label_maps_agree_with_litert(shared, name):
 
 
 @pytest.mark.shared
-@real
+@pytest.mark.parametrize("name", [NARROW, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_gradient_of_the_real_network(shared, name):
     """The derivative in a random direction against its central difference, float64."""
     network = real_network(shared, name).double()
-    image, truth = next(samples(shared))
+    image, _ = next(samples(shared))
     image = image[None, :, 50:250, 60:300].double()
     random = torch.Generator().manual_seed(0)
     direction = torch.randn(image.shape, generator=random, dtype=torch.float64)
@@ -398,5 +409,5 @@ def test_gradient_of_the_real_network(shared, name):
 
     (gradient,) = torch.autograd.grad(total(image.requires_grad_()), image)
     with torch.no_grad():
-        difference = (total(image + 1e-6 * direction) - total(image - 1e-6 * direction)) / 2e-6
+        difference = (total(image + 1e-7 * direction) - total(image - 1e-7 * direction)) / 2e-7
     assert difference.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5)

@@ -144,8 +144,9 @@ LADDER = [
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
     {"generate", "evaluate", "derive", "scores", "tables", "figures", "job"},  # compose
+    {"results", "page"},  # gather for tables, figures and the start page
 ]
-TORCH_FREE = LADDER[0] | LADDER[1] | {"derive", "scores", "tables", "figures"}
+TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[6] | {"derive", "scores", "tables", "figures"}
 STARTS_WITHOUT_TORCH = TORCH_FREE | {"job"}  # imports it when a job asks for its device
 NO_IMAGE_OR_RESULT_FILES = {"networks", "attack", "targets", "train"}
 

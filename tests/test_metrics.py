@@ -208,11 +208,11 @@ def test_wrong_label_maps_are_refused():
 
 
 def test_constants_are_those_of_voc():
-    assert metrics._CLASSES == len(voc.CLASSES) and metrics._VOID == voc.VOID
+    assert len(voc.CLASSES) == metrics._CLASSES and metrics._VOID == voc.VOID
 
 
 @pytest.mark.parametrize(
-    "box, hit",
+    ("box", "hit"),
     [
         ((10, 10, 19, 14), True),  # 50 of 100 pixels: exactly 1/2, and 36/81 if the last pixel did not count
         ((10, 10, 19, 13), False),  # 40 of 100
@@ -279,7 +279,7 @@ def test_malformed_detections_are_refused():
 
 
 @pytest.mark.parametrize(
-    "pattern, missed, points, area",
+    ("pattern", "missed", "points", "area"),
     [
         # recall 1/1
         ("H", 0, Fraction(1), Fraction(1)),

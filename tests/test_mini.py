@@ -175,7 +175,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "lists, message",
+    ("lists", "message"),
     [
         ({"Main/none": []}, "'Main/none' is empty"),
         ({"Main/none": {"first": 1, "count": 0}}, "'Main/none' is empty"),

@@ -118,12 +118,16 @@ def test_a_variant_of_the_own_attack_is_white_box(scores):
 
 
 def test_white_box_table(scores):
-    frame = tables.white_box(scores[:1], "float")
+    frame = tables.white_box(scores[:1], ["zf"], "float")
     assert frame.condition.tolist() == ["ORIG", "ADVR", "PERM"]
     assert frame.perturbation.tolist() == ["none", "zf", "zf.permuted"]
     assert frame.score.tolist() == [85.1, 12.5, 84.9]
     scores[0]["cells"] += [cell("zf@a-1", 33.0), cell("zf@a-1.permuted", 84.0)]
-    assert tables.white_box(scores[:1], "float", variant="a-1").score.tolist() == [85.1, 33.0, 84.0]
+    both = tables.white_box(scores[:1], ["zf", "zf@a-1"], "float")
+    assert both.score.tolist() == [85.1, 12.5, 84.9, 85.1, 33.0, 84.0]
+    assert list(both.column_label.unique()) == ["FR-ZF", "FR-ZF (a-1)"]
+    with pytest.raises(ValueError, match="vgg"):
+        tables.white_box(scores[:1], ["vgg"], "float")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_mixed_tasks_and_image_sets_are_said(scores):
         "FR-ZF: 60 images of test; FCN-Alex\\*: 72 images of masks.",
     ):
         assert words in text
-    own = tables.white_box([scores[0]], "float")
+    own = tables.white_box([scores[0]], [scores[0]["victim"]], "float")
     assert "metric" not in tables.to_markdown(own)
 
 
@@ -197,7 +201,7 @@ def test_unknown_standard_errors_are_left_out(scores):
 
 
 def test_documents_have_a_heading_per_frame(frame, scores):
-    text = tables.document("Tables", {"Table 2": frame, "Table 1": tables.white_box(scores[:1], "float")})
+    text = tables.document("Tables", {"Table 2": frame, "Table 1": tables.white_box(scores[:1], ["zf"], "float")})
     assert re.findall(r"^#+ .*$", text, re.M) == ["## Tables", "### Table 2", "### Table 1"]
 
 
@@ -306,6 +310,9 @@ def test_errors_say_what_where_and_what_to_do(scores):
         transfer(["none"])
     scores[0]["cells"][-1] = cell("alex", 101)
     with pytest.raises(ValueError, match="has score 101, which is not a percentage"):
+        transfer(["none"])
+    scores[0]["cells"][-1] = cell("alex", 50, drop=math.nan)
+    with pytest.raises(ValueError, match="victim 'zf' under 'alex' with float pixels has no drop from the clean score"):
         transfer(["none"])
     del scores[0]["cells"][-1]["linf"]
     with pytest.raises(ValueError, match="a cell of victim 'zf': linf missing; compute it again"):

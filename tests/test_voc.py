@@ -145,7 +145,7 @@ def test_box_may_stick_out_by_one_pixel(root):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         (OBJECT.format(1, 1, 8, 6, name="unicorn", difficult=0), "'unicorn' is not a VOC class"),
         (OBJECT.format(1, 1, 8, 6, name="background", difficult=0), "'background' is not a VOC class"),
@@ -174,7 +174,7 @@ def test_absent_annotation_is_refused(root):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("year, images, objects", [("VOC2007", 9, 32), ("VOC2012", 105, 307)])
+@pytest.mark.parametrize(("year", "images", "objects"), [("VOC2007", 9, 32), ("VOC2012", 105, 307)])
 def test_real_images_and_objects_are_read(year, images, objects):
     root = SHARED / year
     ids = sorted(path.stem for path in (root / "JPEGImages").iterdir())

@@ -11,6 +11,8 @@ Batch normalisation follows every convolution: without it FCN-VGG does not learn
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -103,9 +105,7 @@ def body(name: str, dilated: bool = False) -> Body:
 
 
 def _stack(*widths: int, dilation: int = 1) -> list[nn.Module]:
-    return [
-        convolution(inputs, outputs, 3, 1, dilation) for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    return [convolution(inputs, outputs, 3, 1, dilation) for inputs, outputs in pairwise(widths)]
 
 
 class Classifier(nn.Module):

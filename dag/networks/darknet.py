@@ -84,8 +84,8 @@ def yolo(
     score_threshold : float
         `detect` reports every class whose objectness x probability exceeds it.  0.005 is what
         Darknet itself uses to measure mAP (0.25 and 0.5 are for display): average precision ranks
-        all detections, and cutting at 0.2 costs 4 to 5 points.  Results depend on it, so it
-        belongs beside every mAP.
+        all detections, and cutting at 0.2 costs 3 to 5 points (VOC samples).  Results depend
+        on it, so it belongs beside every mAP.
     nms : float
         IoU above which `detect` suppresses boxes of the same class.
 
@@ -109,7 +109,7 @@ class _Yolo(Detector):
         self.steps = []  # per layer: function, numbers of the layers that it reads (-1: the image)
         self.heads = []  # numbers of the [yolo] layers
         anchors = []
-        number, kind = -1, "net"
+        where = "[net]"
         try:
             if _integer(net, "channels", 3) != 3:
                 raise ValueError("the images must have 3 channels")
@@ -117,6 +117,7 @@ class _Yolo(Detector):
             # A blank image goes through every layer as it is made: torch works out the shapes.
             values = {-1: torch.zeros(1, 3, *self.frame)}
             for number, (kind, options) in enumerate(sections):
+                where = f"layer {number} [{kind}]"
                 sources = _sources(kind, options, number)
                 if kind == "convolutional":
                     function, numbers = _convolution(options, values[number - 1].shape[1], numbers, weights)
@@ -131,7 +132,7 @@ class _Yolo(Detector):
                     values[number] = function(*(values[source] for source in sources))
         except (ValueError, IndexError, RuntimeError) as error:  # the latter from torch: shapes that do not fit
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{cfg}, layer {number} [{kind}]: {reason}") from error
+            raise ValueError(f"{cfg}, {where}: {reason}") from error
         if not anchors:
             raise ValueError(f"{cfg}: there is no [yolo] layer; give the cfg of a detector")
         if len(numbers):

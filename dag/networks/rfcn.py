@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dag.networks import bodies, boxes, operators
 from dag.networks.faster_rcnn import Features, TwoStage, rois
@@ -29,6 +30,8 @@ class RFCN(TwoStage):
     def _vote(self, maps: Tensor, proposals: list[Proposals]) -> Tensor:
         # Position-sensitive pooling measures x_max - x_min, so the inclusive corner is moved by one.
         windows = [Proposals(boxes.exclusive(one.boxes)) for one in proposals]
+        # The operator never reads the last row and column of the maps: they get one more of each.
+        maps = F.pad(maps, (0, 1, 0, 1))
         return operators.ps_roi_pool(maps, rois(windows, maps), self.cells, 1 / self.stride).mean((2, 3))
 
 
