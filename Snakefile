@@ -6,6 +6,7 @@ min_version("9.14")
 
 configfile: "config/networks.yaml"
 configfile: "config/image_sets.yaml"
+configfile: "config/downloads.yaml"
 configfile: "config/config.yaml"
 
 

@@ -29,12 +29,13 @@ def start(log: str, threads: int = 1) -> None:
 
 
 def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Print a ValueError that this project raised, which is how it reports bad input, as one sentence."""
+    """Print what this project raises for its users, ValueError or OSError with a text of ours, as that text alone."""
     innermost = trace
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     ours = Path(innermost.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-    if issubclass(kind, ValueError) and ours:
+    # an OSError that comes from the system has a number
+    if ours and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)):
         print(f"Error: {error}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
@@ -81,7 +82,7 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
 
 
 def device() -> str:
-    """"cuda" where there is a GPU, "cpu" elsewhere."""
+    """ "cuda" where there is a GPU, "cpu" elsewhere."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,7 @@ PIXELS = ("float", "8-bit")
 
 _NAME = r"[a-z0-9][a-z0-9-]*"
 SOURCE_PATTERN = rf"{_NAME}(?:@{_NAME})?"
-RECIPE_PATTERN = rf"{SOURCE_PATTERN}(?:\+{SOURCE_PATTERN})*(?:\.permuted-[0-9]+)?"
+RECIPE_PATTERN = rf"{SOURCE_PATTERN}(?:\+{SOURCE_PATTERN})*(?:\.permuted-[1-9][0-9]*)?"
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def parse(name: str) -> Recipe:
     """
     if name == "none":
         return Recipe(())
-    if not re.fullmatch(RECIPE_PATTERN, name):
+    base, _, draw = name.partition(".permuted-")
+    sources = tuple(base.split("+"))
+    if not re.fullmatch(RECIPE_PATTERN, name) or "none" in sources:
         raise ValueError(
             f"{name!r} is not the name of a perturbation; write none, network, network@variant, "
             "a sum a+b, or any of them with .permuted-1"
         )
-    base, _, draw = name.partition(".permuted-")
-    sources = tuple(base.split("+"))
     if len(set(sources)) < len(sources):
         raise ValueError(f"{name!r} adds the same perturbation twice; name each source once")
     return Recipe(sources, int(draw or 0))

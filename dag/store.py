@@ -136,7 +136,7 @@ def read_header(path: Path, kind: str | None = None) -> dict:
     ValueError
         If the file is missing, truncated, foreign, unfinished, or of another format or kind.
     """
-    with reading(path, kind) as file:
+    with reading(path, kind) as file, _intact(path, "the header is"):
         return _header(file)
 
 
@@ -154,7 +154,7 @@ def read(path: Path, image_id: str, kind: str | None = None) -> tuple[NDArray, d
 
 def read_attributes(path: Path, kind: str | None = None) -> dict[str, dict]:
     """Attributes of every image of a shard, by id in the shard's order; no array is read."""
-    with reading(path, kind) as file:
+    with reading(path, kind) as file, _intact(path, "the attributes are"):
         return {image_id: _attributes(file[image_id]) for image_id in json.loads(file.attrs["ids"])}
 
 
@@ -169,27 +169,24 @@ def reading(path: Path, kind: str | None = None) -> Iterator[h5py.File]:
     except OSError as error:
         raise ValueError(f"{path}: truncated or not an HDF5 file; {remedy}") from error
     with file:
-        if "dag" not in file.attrs:
-            raise ValueError(f"{path}: an HDF5 file, but not a shard of this project; {remedy}")
-        if file.attrs["dag"] != FORMAT:
-            raise ValueError(f"{path}: shard format {file.attrs['dag']}, this version reads {FORMAT}; {remedy}")
-        if kind is not None and file.attrs["kind"] != kind:
-            raise ValueError(f"{path}: holds {file.attrs['kind']}, not {kind}; {remedy}")
-        if not file.attrs["complete"]:
-            raise ValueError(f"{path}: unfinished shard; {remedy}")
+        with _intact(path, "the header is"):
+            if "dag" not in file.attrs:
+                raise ValueError(f"{path}: an HDF5 file, but not a shard of this project; {remedy}")
+            if file.attrs["dag"] != FORMAT:
+                raise ValueError(f"{path}: shard format {file.attrs['dag']}, this version reads {FORMAT}; {remedy}")
+            if kind is not None and file.attrs["kind"] != kind:
+                raise ValueError(f"{path}: holds {file.attrs['kind']}, not {kind}; {remedy}")
+            if not file.attrs["complete"]:
+                raise ValueError(f"{path}: unfinished shard; {remedy}")
         yield file
 
 
 def get(file: h5py.File, image_id: str) -> tuple[NDArray, dict]:
     """Array and attributes of one image of an open shard; raises like `read`."""
-    if image_id not in file:
-        raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
-    try:
+    with _intact(file.filename, f"the data of image {image_id} are"):
+        if image_id not in file:
+            raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
         return file[image_id][()], _attributes(file[image_id])
-    except OSError as error:
-        raise ValueError(
-            f"{file.filename}: the data of image {image_id} are damaged; delete the file and run the workflow again"
-        ) from error
 
 
 def write_json(path: Path, content: object) -> None:
@@ -205,6 +202,15 @@ def write_text(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     _sync(partial)
     os.replace(partial, path)
+
+
+@contextmanager
+def _intact(path: Path | str, what: str) -> Iterator[None]:
+    """Turn all that h5py and json raise on damaged bytes into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: {what} damaged; delete the file and run the workflow again") from error
 
 
 def _attributes(dataset: h5py.Dataset) -> dict:

@@ -42,7 +42,7 @@ def pretrain(
     iterations: int,
     seed: int,
     batch: int = 16,
-    rate: float = 3e-3,
+    rate: float = 1e-3,
 ) -> dict[str, Tensor]:
     """Train a body to tell images of single objects apart.
 

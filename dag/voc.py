@@ -129,6 +129,40 @@ def shard_of(images: list[tuple[Path, str]], shard: str, shard_size: int) -> lis
     return images[int(shard) * shard_size :][:shard_size]
 
 
+def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[list[str], list[str]]:
+    """Images that detectors trained on 07+12 trainval have not seen: some with all kinds of truth, some with boxes.
+
+    VOC2012 shows images of VOC2007 again, xxxxxx under the id 2007_xxxxxx.  Those of its segmentation
+    validation list that were test images in 2007 are in `Main/trainval` of neither year and not in
+    `Segmentation/train`, and have label maps and boxes.
+
+    Parameters
+    ----------
+    val : iterable of str
+        Ids of VOC2012 `Segmentation/val`.
+    test : iterable of str
+        Ids of VOC2007 `Main/test`.
+    every : int
+        Step through the test images that are left.
+
+    Returns
+    -------
+    both, only_2007 : list of str
+        Ids of VOC2012 (104 of the real lists), and ids of VOC2007 of other images (48).
+
+    Raises
+    ------
+    ValueError
+        If no image is in both lists.
+    """
+    again = {f"2007_{image_id}": image_id for image_id in test}
+    both = [image_id for image_id in val if image_id in again]
+    if not both:
+        raise ValueError("no image is in VOC2012 Segmentation/val and VOC2007 Main/test; unpack VOC again")
+    shown = {again[image_id] for image_id in both}
+    return both, [image_id for image_id in again.values() if image_id not in shown][::every]
+
+
 def chosen(images: list[tuple[Path, str]], which: int | list[str]) -> list[tuple[Path, str]]:
     """Some images of an image set: that many, evenly spaced, or those with the given ids.
 

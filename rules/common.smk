@@ -1,6 +1,7 @@
 """The configuration, checked, and every function that the rules use.  No rule."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -33,11 +34,33 @@ wildcard_constraints:
     combination=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})+",
     perturbation=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})*",
     shard=r"\d{4}",
+    file="|".join(map(re.escape, config["downloads"])) or "(?!)",
 
 
 def code(*modules):
     """Digest of the code behind a job, a parameter: Snakemake itself does not look at imported modules."""
     return plan.code_digest(HERE, *modules)
+
+
+def checks(wildcards):
+    """Published size and checksums of a file of `downloads`."""
+    return {key: value for key, value in config["downloads"][wildcards.file].items() if key != "urls"}
+
+
+def mirrors(wildcards, output):
+    """Where a file of `downloads` can come from, the user's own folder first.
+
+    Snakemake takes no notice of a change in parameters that follow from `output`: another mirror is no
+    reason to run anything again.
+    """
+    own = [config["weights"]] if config["weights"] else []
+    return own + config["downloads"][wildcards.file]["urls"]
+
+
+def voc_members(year):
+    """The part of the VOC archives that is unpacked."""
+    folders = ["JPEGImages", "Annotations", "SegmentationClass", "ImageSets"]
+    return [f"VOCdevkit/{year}/{folder}" for folder in folders]
 
 
 def image_lists(image_set):
@@ -78,7 +101,7 @@ def weights(name):
     entry = config["networks"][name]
     if "training" in entry:
         return {"state_dict": f"resources/weights/{name}.pt"}
-    return {role: f"resources/downloads/{file}" for role, file in entry["files"].items()}
+    return {role: f"resources/checked/{file}" for role, file in entry["files"].items()}
 
 
 def source_weights(wildcards):

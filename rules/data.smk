@@ -1,6 +1,7 @@
 """Images: the miniature is made, VOC is downloaded and unpacked.
 
 PRODUCTS  resources/mini/{train,test}/ and resources/VOCdevkit/{VOC2007,VOC2012}/ in the VOC layout
+          resources/checked/{file}, links to resources/downloads/{file}
 """
 
 
@@ -49,13 +50,79 @@ rule make_mini_objects:
 
 
 rule download:
-    """Any file of `downloads`: mirrors in order, resumed, checked, renamed into place."""
+    """Any file of `downloads`: mirrors in order, resumed, checked.
+
+    The file itself, resources/downloads/{file}, is not declared: Snakemake deletes what a job declares
+    before it runs and takes what it finds there unseen.  So a file put there by hand is checked too, and
+    none is fetched twice.  What jobs read is a link to the checked file.
+    """
     output:
-        "resources/downloads/{file}",
+        "resources/checked/{file}",
     log:
         "logs/download/{file}.txt",
+    localrule: True
     params:
-        entry=lambda wildcards: config["downloads"][wildcards.file],
+        path="resources/downloads/{file}",
         pins="resources/downloads.lock.json",
+        checks=checks,
+        urls=mirrors,
     script:
         "../scripts/download.py"
+
+
+rule unpack_voc_2007:
+    """VOC2007 from its two archives, laid over each other."""
+    input:
+        "resources/checked/VOCtrainval_06-Nov-2007.tar",
+        "resources/checked/VOCtest_06-Nov-2007.tar",
+    output:
+        "resources/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt",
+        "resources/VOCdevkit/VOC2007/ImageSets/Main/test.txt",
+    log:
+        "logs/unpack_voc/2007.txt",
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        root="resources/VOCdevkit/VOC2007",
+        members=voc_members("VOC2007"),
+    script:
+        "../scripts/unpack_voc.py"
+
+
+rule unpack_voc_2012:
+    """VOC2012 without its instance masks, which nothing here reads."""
+    input:
+        "resources/checked/VOCtrainval_11-May-2012.tar",
+    output:
+        "resources/VOCdevkit/VOC2012/ImageSets/Main/trainval.txt",
+        "resources/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
+        "resources/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+    log:
+        "logs/unpack_voc/2012.txt",
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        root="resources/VOCdevkit/VOC2012",
+        members=voc_members("VOC2012"),
+    script:
+        "../scripts/unpack_voc.py"
+
+
+rule sample_voc:
+    """Image lists of the pocket experiment: images that its networks have not been trained on."""
+    input:
+        val="resources/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+        test="resources/VOCdevkit/VOC2007/ImageSets/Main/test.txt",
+    output:
+        segmentation="resources/VOCdevkit/VOC2012/ImageSets/Segmentation/sample.txt",
+        detection="resources/VOCdevkit/VOC2012/ImageSets/Main/sample.txt",
+        detection_2007="resources/VOCdevkit/VOC2007/ImageSets/Main/sample.txt",
+    log:
+        "logs/sample_voc.txt",
+    localrule: True
+    params:
+        code=code("dag.voc"),
+    script:
+        "../scripts/sample_voc.py"

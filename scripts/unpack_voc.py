@@ -1,0 +1,13 @@
+"""Unpack one year of VOC; see rules unpack_voc_2007 and unpack_voc_2012."""
+
+from dag.job import start
+
+start(snakemake.log[0])
+
+import shutil
+
+from dag.download import unpack
+
+root = snakemake.params.root
+shutil.rmtree(root, ignore_errors=True)  # the folders that Snakemake made, or an older attempt
+unpack(snakemake.input, root, snakemake.params.members, strip=2)

@@ -1,0 +1,199 @@
+"""Arithmetic on perturbations and the names of recipes: closed forms and cases done by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dag.perturbation import Recipe, add, apply, generator, parse, perceptibility, permute
+
+
+def field(seed: int = 0, shape: tuple = (3, 7, 11)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("none", Recipe(())),
+        ("fr-zf-07", Recipe(("fr-zf-07",))),
+        ("a@nms-50", Recipe(("a@nms-50",))),
+        ("a+b", Recipe(("a", "b"))),
+        ("b+a", Recipe(("b", "a"))),
+        ("a+a@x", Recipe(("a", "a@x"))),
+        ("a.permuted-1", Recipe(("a",), 1)),
+        ("a@x+b+c9.permuted-12", Recipe(("a@x", "b", "c9"), 12)),
+        ("0+1", Recipe(("0", "1"))),
+    ],
+)
+def test_a_name_and_its_recipe_say_the_same(name, recipe):
+    assert parse(name) == recipe
+    assert str(recipe) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "+", "a+", "+a", "a++b", "A", "a b", "a_b", "-a", "a@", "@x", "a@x@y", "a/b", "../a", "a.permuted",
+        "a.permuted-", "a.permuted-x", "a.permuted-1.permuted-2", "a.permuted-1+b", "a\n", "a.h5", "ä", "a.permuted--1",
+        "a.permuted-0", "a.permuted-01", "none+a", "none.permuted-1", "a+none",
+    ],
+)  # fmt: skip
+def test_a_malformed_name_is_refused(name):
+    with pytest.raises(ValueError, match="is not the name of a perturbation; write none, network"):
+        parse(name)
+
+
+@pytest.mark.parametrize("name", ["a+a", "a+b+a", "a@x+a@x", "a+a.permuted-1"])
+def test_a_source_is_named_once(name):
+    with pytest.raises(ValueError, match="adds the same perturbation twice"):
+        parse(name)
+
+
+# Chance
+
+
+def test_a_generator_depends_on_its_parts_alone():
+    # the first two numbers of PCG64 seeded with the first 16 bytes of SHA-256("x\x1f1"), computed by hashlib alone
+    import hashlib
+
+    seed = int(hashlib.sha256(b"x\x1f1").hexdigest()[:32], 16)
+    assert np.array_equal(generator("x", 1).random(2), np.random.default_rng(seed).random(2))
+    assert np.array_equal(generator("x", 1).random(2), generator("x", "1").random(2))
+
+
+def test_generators_of_different_parts_differ():
+    parts = [("a", "bc"), ("ab", "c"), ("abc",), ("a", "b", "c"), ("c", "ab"), ("a", "bc", ""), ("", "a", "bc")]
+    assert len({generator(*part).random() for part in parts}) == len(parts)
+
+
+# Sums
+
+
+def test_a_sum_is_element_by_element():
+    first, second, third = field(1), field(2), field(3)
+    total = add([first, second, third])
+    assert total.dtype == np.float32
+    exact = first.astype(np.float64) + second + third
+    np.testing.assert_allclose(total, exact, rtol=1e-6, atol=1e-6)
+    assert np.array_equal(add([first]), first)
+
+
+def test_a_sum_with_the_opposite_is_zero():
+    assert not add([field(), -field()]).any()
+
+
+@pytest.mark.parametrize("other", [(3, 11, 7), (3, 7, 10), (1, 7, 11)])
+def test_perturbations_of_different_shapes_are_not_added(other):
+    with pytest.raises(ValueError, match="of different shapes .* cannot be added; are they of one image"):
+        add([field(), field(shape=other)])
+
+
+# Permuted control
+
+
+def test_permuting_keeps_the_values_of_every_channel():
+    r = field()
+    shuffled = permute(r, generator("test"))
+    assert shuffled.shape == r.shape and shuffled.dtype == r.dtype
+    assert not np.array_equal(shuffled, r)
+    for channel in range(3):
+        assert np.array_equal(np.sort(shuffled[channel], axis=None), np.sort(r[channel], axis=None))
+
+
+def test_permuting_shuffles_rows_and_columns_and_all_channels_alike():
+    # every value tells where it comes from: 10000 channel + 100 row + column
+    channel, row, column = np.meshgrid(np.arange(3), np.arange(7), np.arange(11), indexing="ij")
+    r = (10000 * channel + 100 * row + column).astype(np.float32)
+    shuffled = permute(r, generator("where")).astype(int)
+    rows, columns = shuffled[0, :, 0] // 100, shuffled[0, 0] % 100
+    assert sorted(rows) == list(range(7)) and sorted(columns) == list(range(11))
+    assert list(rows) != list(range(7)) and list(columns) != list(range(11))
+    expected = 10000 * np.arange(3)[:, None, None] + 100 * rows[:, None] + columns
+    assert np.array_equal(shuffled, expected)
+
+
+def test_permuting_is_uniform():
+    # 3! orders of the rows, 6000 draws: chi-square with 5 degrees of freedom is below 20.5 in 99.9 % of cases
+    rng, counts = generator("uniform"), {}
+    r = np.zeros((3, 3, 1), np.float32)
+    r[:, :, 0] = [0, 1, 2]
+    for _ in range(6000):
+        order = tuple(permute(r, rng)[0, :, 0].astype(int))
+        counts[order] = counts.get(order, 0) + 1
+    assert len(counts) == 6
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 20.5
+
+
+def test_perceptibility_of_the_control_is_that_of_the_perturbation():
+    r = field()
+    assert perceptibility(permute(r, generator(1))) == pytest.approx(perceptibility(r), rel=1e-12)
+
+
+# Perceptibility
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 4, 9), (3, 375, 500)])
+def test_perceptibility_of_a_constant_of_one_grey_level(shape):
+    assert perceptibility(np.ones(shape, np.float32)) == pytest.approx(math.sqrt(3) / 255, rel=1e-12)
+
+
+def test_perceptibility_by_hand():
+    # two pixels: (3, 4, 0) with norm 5 and (0, 0, 12) with norm 12; sqrt((25 + 144) / 2) / 255
+    r = np.array([[[3, 0]], [[4, 0]], [[0, 12]]], np.float32)
+    assert perceptibility(r) == pytest.approx(math.sqrt(169 / 2) / 255, rel=1e-12)
+    assert perceptibility(np.zeros_like(r)) == 0
+
+
+def test_perceptibility_is_computed_in_double_precision():
+    # in float32 the sum of many equal squares loses digits
+    assert perceptibility(np.full((3, 1000, 1000), 0.1, np.float32)) == pytest.approx(
+        math.sqrt(3) * float(np.float32(0.1)) / 255, rel=1e-12
+    )
+
+
+# The image that a network sees
+
+
+def test_the_perturbed_image_is_truncated():
+    image = np.array([0, 1, 254, 255, 100, 100], np.float32).reshape(3, 1, 2)
+    r = np.array([-0.5, -1.25, 2, 0.25, 0.5, -200], np.float32).reshape(3, 1, 2)
+    assert apply(image, r, "float").ravel().tolist() == [0, 0, 255, 255, 100.5, 0]
+
+
+def test_rounding_is_to_the_nearest_and_half_to_even():
+    # a fair rule: rounding halves up would brighten the image by half a level wherever r is +-0.5
+    image = np.full((3, 1, 2), 100, np.float32)
+    r = np.array([0.5, 1.5, -0.5, -1.5, 0.49, 0.51], np.float32).reshape(3, 1, 2)
+    assert apply(image, r, "8-bit").ravel().tolist() == [100, 102, 100, 98, 100, 101]
+
+
+def test_the_rounded_image_survives_eight_bits():
+    image = np.random.default_rng(0).integers(0, 256, (3, 20, 20)).astype(np.float32)
+    seen = apply(image, 40 * field(shape=(3, 20, 20)), "8-bit")
+    assert seen.dtype == np.float32
+    assert np.array_equal(seen.astype(np.uint8), seen)
+    assert np.array_equal(apply(image, np.zeros_like(image), "8-bit"), image)
+    assert np.array_equal(apply(image, np.zeros_like(image), "float"), image)
+
+
+def test_the_inputs_are_left_alone():
+    image, r = np.full((3, 2, 2), 250, np.float32), np.full((3, 2, 2), 10, np.float32)
+    apply(image, r, "8-bit")
+    permute(r, generator(0))
+    add([r, r])
+    assert (image == 250).all() and (r == 10).all()
+
+
+def test_a_perturbation_must_fit_its_image():
+    # numpy would broadcast (3, 1, 1)
+    with pytest.raises(ValueError, match=r"a perturbation of shape \(3, 1, 1\) does not fit an image of shape"):
+        apply(np.zeros((3, 2, 2), np.float32), np.zeros((3, 1, 1), np.float32), "float")
+
+
+def test_unknown_pixels_are_refused():
+    with pytest.raises(ValueError, match="pixels '16-bit' is unknown; choose from float, 8-bit"):
+        apply(np.zeros((3, 1, 1)), np.zeros((3, 1, 1)), "16-bit")
