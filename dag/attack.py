@@ -125,8 +125,11 @@ def dense_adversary(
     Raises
     ------
     ValueError
-        If the scores do not have one row per target, or are not finite.
+        If the scores do not have one row per target, the scores or their gradient are not finite, or the strength
+        rule lacks boxes.
     """
+    if rules.strength is not None and (boxes is None or probabilities is None):
+        raise ValueError("the strength rule needs the boxes of proposals; leave it to detection")
     target = labels >= 0
     r = torch.zeros_like(image)
     if not target.any():
@@ -156,9 +159,13 @@ def dense_adversary(
         weights[rows, suppressed[rows]] -= 1
         (gradient,) = torch.autograd.grad(f, x, weights)
         largest = gradient.abs().max()
-        if not largest > 0:
+        if not torch.isfinite(largest):
+            raise ValueError(
+                "the gradient of the network's scores is not finite; check its weights and the input image"
+            )
+        if largest == 0:
             return Attack(r, NO_GRADIENT, active)
-        r = r + step / largest * gradient
+        r = r + step * (gradient / largest)
 
 
 def _active(rules, f, prediction, target, labels, adversarial, background, boxes, probabilities, first):
@@ -189,7 +196,9 @@ def _weak(strength, f, reached, adversarial, boxes, probabilities):
     rows = reached.nonzero().squeeze(1)
     if len(rows):
         sure = probabilities(f)[rows, adversarial[rows]]
-        winners = nms(boxes[rows].float(), sure.float(), overlap)
+        # nms measures x_max - x_min; the last pixel of a box belongs to it.
+        windows = boxes[rows].float() + torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
+        winners = nms(windows, sure.float(), overlap)
         weak[rows[winners[sure[winners] < score]]] = True
     return weak
 

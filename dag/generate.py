@@ -25,7 +25,9 @@ def rules_of(settings: dict, task: str) -> Rules:
     return replace(preset, **options)
 
 
-def attack_segmenter(network: Segmenter, image: Tensor, label_map: Tensor, settings: dict, rng) -> tuple[Attack, Targets]:
+def attack_segmenter(
+    network: Segmenter, image: Tensor, label_map: Tensor, settings: dict, rng
+) -> tuple[Attack, Targets]:
     """Attack one image (1, 3, H, W) with its true label map (H, W)."""
     rules = rules_of(settings, "segmentation")
     targets = segmentation_targets(label_map, network.labels, rules.labels, rules.background, rng).to(image.device)
@@ -46,7 +48,9 @@ def attack_segmenter(network: Segmenter, image: Tensor, label_map: Tensor, setti
     return attack, targets
 
 
-def attack_detector(network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rng) -> tuple[Attack, Targets]:
+def attack_detector(
+    network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rng
+) -> tuple[Attack, Targets]:
     """Attack one image (1, 3, H, W) with its true objects; the proposals of the clean image stay fixed."""
     rules = rules_of(settings, "detection")
     targets = detection_targets(

@@ -128,7 +128,9 @@ def _values(task: str, truth: list, predictions: list[NDArray], weights: NDArray
         confusions = np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
         values = segmentation_scores(confusions, weights)
     else:
-        values = detection_scores(match_detections(truth, [SimpleNamespace(**detections_of(rows)) for rows in predictions]), weights)
+        values = detection_scores(
+            match_detections(truth, [SimpleNamespace(**detections_of(rows)) for rows in predictions]), weights
+        )
     return values | {"per_class": values["per_class"][0]}
 
 

@@ -18,15 +18,17 @@ rule perturb:
         "logs/perturb/{experiment}/{image_set}/{source}/{shard}.txt",
     benchmark:
         "benchmarks/perturb/{experiment}/{image_set}/{source}/{shard}.tsv"
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
     params:
         network=lambda wildcards: network(plan.network_of(wildcards.source)),
         image_set=lambda wildcards: image_set(wildcards.image_set),
         settings=lambda wildcards: plan.attack(config, wildcards.source),
         seed=config["seed"],
         code=code("dag.generate"),
-    resources:
-        mem_mb=4000,
-        runtime=480,
     script:
         "../scripts/perturb.py"
 
@@ -39,6 +41,8 @@ rule combine:
         temp("results/{experiment}/{image_set}/perturbations/{combination}/{shard}.h5"),
     log:
         "logs/combine/{experiment}/{image_set}/{combination}/{shard}.txt",
+    conda:
+        "../environment.yml"
     params:
         code=code("dag.perturbation"),
     script:
@@ -58,6 +62,8 @@ rule permute:
         ),
     log:
         "logs/permute/{experiment}/{image_set}/{perturbation}/{shard}.txt",
+    conda:
+        "../environment.yml"
     params:
         seed=config["seed"],
         code=code("dag.perturbation"),

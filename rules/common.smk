@@ -1,15 +1,15 @@
 """The configuration, checked, and every function that the rules use.  No rule."""
 
-import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 HERE = Path(workflow.basedir)
 
-# The scripts of the jobs import the package from the checkout.
+# The rules and the scripts of the jobs import the package from the checkout.
 sys.path.insert(0, str(HERE))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$PYTHONPATH}}"; ')
 
 from dag import config as plan
 from dag.perturbation import SOURCE_PATTERN
@@ -125,7 +125,9 @@ def perturbation_path(image_set, perturbation, shard):
 
 
 def summands(wildcards):
-    return [perturbation_path(wildcards.image_set, source, wildcards.shard) for source in wildcards.combination.split("+")]
+    return [
+        perturbation_path(wildcards.image_set, source, wildcards.shard) for source in wildcards.combination.split("+")
+    ]
 
 
 def product(name):
@@ -172,7 +174,8 @@ def product_image_sets(wildcards):
     """What a job has to know of the image sets of a table or figure, and who is evaluated on them."""
     entry = product(wildcards.product)
     return {
-        name: image_set(name) | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
+        name: image_set(name)
+        | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
         for name in plan.image_sets(entry)
     }
 

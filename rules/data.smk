@@ -14,8 +14,9 @@ rule make_mini_train:
         "resources/mini/train/ImageSets/Segmentation/starred.txt",
     log:
         "logs/make_mini/train.txt",
+    conda:
+        "../environment.yml"
     params:
-        root="resources/mini/train",
         settings=config["mini"]["train"],
         code=code("dag.mini"),
     script:
@@ -28,8 +29,9 @@ rule make_mini_test:
         "resources/mini/test/ImageSets/Main/test.txt",
     log:
         "logs/make_mini/test.txt",
+    conda:
+        "../environment.yml"
     params:
-        root="resources/mini/test",
         settings=config["mini"]["test"],
         code=code("dag.mini"),
     script:
@@ -42,6 +44,8 @@ rule make_mini_objects:
         "resources/mini/objects.npz",
     log:
         "logs/make_mini_objects.txt",
+    conda:
+        "../environment.yml"
     params:
         settings=config["mini"]["objects"],
         code=code("dag.mini"),
@@ -61,6 +65,8 @@ rule download:
     log:
         "logs/download/{file}.txt",
     localrule: True
+    conda:
+        "../environment.yml"
     params:
         path="resources/downloads/{file}",
         pins="resources/downloads.lock.json",
@@ -80,11 +86,12 @@ rule unpack_voc_2007:
         "resources/VOCdevkit/VOC2007/ImageSets/Main/test.txt",
     log:
         "logs/unpack_voc/2007.txt",
+    conda:
+        "../environment.yml"
     resources:
         mem_mb=1000,
         runtime=60,
     params:
-        root="resources/VOCdevkit/VOC2007",
         members=voc_members("VOC2007"),
     script:
         "../scripts/unpack_voc.py"
@@ -100,11 +107,12 @@ rule unpack_voc_2012:
         "resources/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
     log:
         "logs/unpack_voc/2012.txt",
+    conda:
+        "../environment.yml"
     resources:
         mem_mb=1000,
         runtime=60,
     params:
-        root="resources/VOCdevkit/VOC2012",
         members=voc_members("VOC2012"),
     script:
         "../scripts/unpack_voc.py"
@@ -122,6 +130,8 @@ rule sample_voc:
     log:
         "logs/sample_voc.txt",
     localrule: True
+    conda:
+        "../environment.yml"
     params:
         code=code("dag.voc"),
     script:

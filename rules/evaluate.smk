@@ -23,6 +23,12 @@ rule predict:
         "logs/predict/{experiment}/{product}/{image_set}/{shard}.txt",
     benchmark:
         "benchmarks/predict/{experiment}/{product}/{image_set}/{shard}.tsv"
+    priority: 1
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
     params:
         folder=lambda wildcards: f"{RESULTS}/{wildcards.image_set}",
         cells=cells,
@@ -30,10 +36,6 @@ rule predict:
         image_set=lambda wildcards: image_set(wildcards.image_set),
         pixels=config["pixels"],
         code=code("dag.evaluate"),
-    priority: 1
-    resources:
-        mem_mb=4000,
-        runtime=240,
     script:
         "../scripts/predict.py"
 
@@ -47,14 +49,16 @@ rule score:
         "results/{experiment}/scores/{product}.json",
     log:
         "logs/score/{experiment}/{product}.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
     params:
         networks=victims,
         image_sets=product_image_sets,
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("dag.scores"),
-    resources:
-        mem_mb=4000,
-        runtime=60,
     script:
         "../scripts/score.py"

@@ -12,13 +12,15 @@ rule pretrain:
         "resources/weights/bodies/{body}.pt",
     log:
         "logs/pretrain/{body}.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=20,
     params:
         settings=lambda wildcards: config["bodies"][wildcards.body],
         seed=config["seed"],
         code=code("dag.train"),
-    resources:
-        mem_mb=2000,
-        runtime=20,
     script:
         "../scripts/pretrain.py"
 
@@ -31,14 +33,15 @@ rule train:
         "resources/weights/{network}.pt",
     log:
         "logs/train/{network}.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
-        root="resources/mini/train",
         network=lambda wildcards: network(wildcards.network),
         settings=training,
         seed=config["seed"],
         code=code("dag.train"),
-    resources:
-        mem_mb=2000,
-        runtime=30,
     script:
         "../scripts/train.py"

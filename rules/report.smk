@@ -21,10 +21,12 @@ rule tabulate:
             category="Tables",
             labels={"table": "{product}"},
         ),
-    wildcard_constraints:
-        product="|".join(config["tables"]),
     log:
         "logs/tabulate/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product="|".join(config["tables"]),
+    conda:
+        "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         title=lambda wildcards: product(wildcards.product)["title"],
@@ -51,6 +53,8 @@ rule tabulate_statuses:
         ),
     log:
         "logs/tabulate_statuses/{experiment}.txt",
+    conda:
+        "../environment.yml"
     params:
         networks=networks_by_name(),
         code=code("dag.tables"),
@@ -72,10 +76,12 @@ rule plot_density:
             category="Figures",
             labels={"figure": "{product}"},
         ),
-    wildcard_constraints:
-        product=of_kind("kind", "density"),
     log:
         "logs/plot_density/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "density"),
+    conda:
+        "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         labels=lambda wildcards: labels(product(wildcards.product)),
@@ -98,10 +104,12 @@ rule plot_convergence:
             category="Figures",
             labels={"figure": "{product}"},
         ),
-    wildcard_constraints:
-        product=of_kind("kind", "convergence"),
     log:
         "logs/plot_convergence/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "convergence"),
+    conda:
+        "../environment.yml"
     params:
         networks=networks_by_name(),
         code=code("dag.tables", "dag.figures"),
@@ -123,10 +131,12 @@ rule plot_examples:
             category="Figures",
             labels={"figure": "{product}"},
         ),
-    wildcard_constraints:
-        product=of_kind("kind", "examples"),
     log:
         "logs/plot_examples/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "examples"),
+    conda:
+        "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
@@ -140,14 +150,22 @@ rule plot_examples:
 rule write_index:
     """One page with all tables and figures that opens in any browser."""
     input:
-        tables=lambda wildcards: [f"{RESULTS}/tables/{name}.md" for name in config["targets"] if name in config["tables"]],
-        heat_maps=lambda wildcards: [f"{RESULTS}/tables/{name}.svg" for name in config["targets"] if name in config["tables"]],
-        figures=lambda wildcards: [f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]],
+        tables=lambda wildcards: [
+            f"{RESULTS}/tables/{name}.md" for name in config["targets"] if name in config["tables"]
+        ],
+        heat_maps=lambda wildcards: [
+            f"{RESULTS}/tables/{name}.svg" for name in config["targets"] if name in config["tables"]
+        ],
+        figures=lambda wildcards: [
+            f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]
+        ],
         statuses=f"{RESULTS}/tables/statuses.md",
     output:
         "results/{experiment}/index.html",
     log:
         "logs/write_index/{experiment}.txt",
+    conda:
+        "../environment.yml"
     params:
         title=config["title"],
         description=config["description"],

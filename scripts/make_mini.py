@@ -1,6 +1,7 @@
 """Make one folder of the miniature; see rules make_mini_train and make_mini_test."""
 
 import shutil
+from pathlib import Path
 
 from dag.job import start
 
@@ -8,6 +9,6 @@ start(snakemake.log[0])
 
 from dag import mini
 
-params = snakemake.params
-shutil.rmtree(params.root, ignore_errors=True)  # the folders that Snakemake made, or an older miniature
-mini.make_voc(params.root, params.settings["lists"], params.settings["seed"])
+root, settings = Path(snakemake.output[0]).parents[2], snakemake.params.settings
+shutil.rmtree(root, ignore_errors=True)  # the folders that Snakemake made, or an older miniature
+mini.make_voc(root, settings["lists"], settings["seed"])

@@ -11,7 +11,6 @@ from dag import figures, voc
 from dag.results import example_blocks
 
 
-
 def paths(files, part):
     return [Path(file) for file in files if part in file]
 

@@ -23,7 +23,9 @@ else:
     frames = {pixels: tables.white_box(scores, params.entry["sources"], pixels) for pixels in params.pixels}
 write_text(output.csv, pd.concat(frames.values()).to_csv(index=False))
 headings = {"float": "Float images", "8-bit": "8-bit images"}
-write_text(output.markdown, tables.document(params.title, {headings[pixels]: frame for pixels, frame in frames.items()}))
+write_text(
+    output.markdown, tables.document(params.title, {headings[pixels]: frame for pixels, frame in frames.items()})
+)
 write_text(output.latex, "\n".join(tables.to_latex(frame, params.title) for frame in frames.values()))
 figure = figures.table_figure(frames["float"], params.title)
 figures.save(figure, output.svg)

@@ -4,12 +4,15 @@ from dag.job import start
 
 start(snakemake.log[0], snakemake.threads)
 
+from pathlib import Path
+
 import torch
 
 from dag import train, voc
 from dag.perturbation import generator
 
-network, settings, root = snakemake.params.network, snakemake.params.settings, snakemake.params.root
+network, settings = snakemake.params.network, snakemake.params.settings
+root = Path(snakemake.input.images).parents[2]
 seed = int(generator("train", snakemake.params.seed, network["name"]).integers(2**31))
 body = torch.load(snakemake.input.body, weights_only=True)
 trained = train.initial(network["architecture"], network["arguments"], seed=seed, pretrained=body)

@@ -5,9 +5,10 @@ from dag.job import start
 start(snakemake.log[0])
 
 import shutil
+from pathlib import Path
 
 from dag.download import unpack
 
-root = snakemake.params.root
+root = Path(snakemake.output[0]).parents[2]
 shutil.rmtree(root, ignore_errors=True)  # the folders that Snakemake made, or an older attempt
 unpack(snakemake.input, root, snakemake.params.members, strip=2)

@@ -193,7 +193,7 @@ def test_max_pooling(tmp_path):
     np.testing.assert_allclose(pooled(tmp_path, 2, 1), [[5, 6, 7, 7], [9, 10, 11, 11], [9, 10, 11, 11]], atol=1e-4)
 
 
-@pytest.mark.parametrize("variance, gain", [(0.0, 1e3), (-1e-7, (0.9e-6) ** -0.5), (3.0, 3.000001**-0.5)])
+@pytest.mark.parametrize(("variance", "gain"), [(0.0, 1e3), (-1e-7, (0.9e-6) ** -0.5), (3.0, 3.000001**-0.5)])
 def test_batch_normalisation(tmp_path, variance, gain):
     cfg = HEAD.format(stretch=1).replace("filters=7", "filters=7\nbatch_normalize=1")
     kernel = np.arange(21) / 21
@@ -206,7 +206,7 @@ def test_batch_normalisation(tmp_path, variance, gain):
 
 
 @pytest.mark.parametrize(
-    "activation, expected",
+    ("activation", "expected"),
     [("linear", [-8, 2, 8]), ("relu", [0, 2, 8]), ("relu6", [0, 2, 6]), ("leaky", [-0.8, 2, 8])],
 )
 def test_activations(tmp_path, activation, expected):
@@ -216,7 +216,7 @@ def test_activations(tmp_path, activation, expected):
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("version, seen", [((0, 1, 0), 4), ((0, 2, 0), 8), ((1, 0, 0), 8)])
+@pytest.mark.parametrize(("version", "seen"), [((0, 1, 0), 4), ((0, 2, 0), 8), ((1, 0, 0), 8)])
 def test_both_headers(tmp_path, version, seen):
     files = write(tmp_path, "", [1.0, 2.0, 3.0], version, b"\7" * seen)
     assert read_weights(files["weights"]).tolist() == [1, 2, 3]
@@ -331,7 +331,7 @@ def rejected(cfg: str, numbers, *, match: str, folder: Path, **options):
 
 
 @pytest.mark.parametrize(
-    "old, new, match",
+    ("old", "new", "match"),
     [
         ("[dropout]", "[gru]", r"tiny.cfg, layer 5 \[gru\]: this kind of layer is not supported"),
         ("from=-2", "from=-2\nalpha=2", r"layer 3 \[shortcut\]: option alpha is not supported"),

@@ -240,7 +240,7 @@ def test_dequantisation_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, match",
+    ("change", "match"),
     [
         (dict(aligned=False), "RESIZE_BILINEAR without aligned corners is not supported"),
         (dict(tanh=True), "DEPTHWISE_CONV_2D with activation TANH is not supported"),
