@@ -40,6 +40,12 @@ def check(config: dict, schema: Path) -> None:
     for name in config["targets"]:
         if name not in config["tables"] and name not in config["figures"]:
             raise ValueError(f"configuration, targets: {name!r} is neither a table nor a figure")
+    for name, entry in config["networks"].items():
+        for file in entry.get("files", {}).values():
+            if file not in config["downloads"]:
+                raise ValueError(f"configuration, networks.{name}: file {file!r} is not in downloads")
+        if entry.get("training", {"body": None})["body"] not in (None, *config["bodies"]):
+            raise ValueError(f"configuration, networks.{name}: body {entry['training']['body']!r} is not in bodies")
     for kind in ("tables", "figures"):
         for name, entry in config[kind].items():
             _check_product(config, f"{kind}.{name}", entry)
@@ -172,6 +178,10 @@ def with_local_voc(config: dict) -> dict:
     """
     if config["voc"] is None:
         return config
+    if not Path(config["voc"]).is_dir():
+        raise ValueError(
+            f"configuration, voc: {config['voc']} is not a folder; name the one that holds VOC2007/ and VOC2012/"
+        )
     sets = {}
     used = {image_set for _, image_set in all_source_sets(config)}
     for name, entry in config["image_sets"].items():

@@ -71,7 +71,7 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
     images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"])
     images = voc.shard_of(images, shard, image_set["shard_size"])
     header = {
-        "network": {name: value for name, value in network.items() if name not in ("files", "label")},
+        "network": {name: value for name, value in network.items() if name != "files"},
         "weights": {role: file_digest(path) for role, path in network["files"].items()},
         "image_set": image_set,
         "ids": voc.digest(image_id for _, image_id in images),

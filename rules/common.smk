@@ -87,7 +87,6 @@ def network(name):
     entry = config["networks"][name]
     return {
         "name": name,
-        "label": entry["label"],
         "task": entry["task"],
         "architecture": entry["architecture"],
         "arguments": entry.get("arguments", {}),
@@ -136,8 +135,9 @@ def product(name):
 
 
 def victims(wildcards):
-    """Victims of a table or figure, in its order."""
-    return {name: network(name) for name in plan.victims(product(wildcards.product))}
+    """Printed name and task of the victims of a table or figure, in its order."""
+    everything = networks_by_name()
+    return {name: everything[name] for name in plan.victims(product(wildcards.product))}
 
 
 def cells(wildcards):
