@@ -46,6 +46,11 @@ def check(config: dict, schema: Path) -> None:
                 raise ValueError(f"configuration, networks.{name}: file {file!r} is not in downloads")
         if entry.get("training", {"body": None})["body"] not in (None, *config["bodies"]):
             raise ValueError(f"configuration, networks.{name}: body {entry['training']['body']!r} is not in bodies")
+    if "none" in config["networks"]:
+        raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
+    for name in config["figures"]:
+        if name in config["tables"]:
+            raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")
     for kind in ("tables", "figures"):
         for name, entry in config[kind].items():
             _check_product(config, f"{kind}.{name}", entry)
@@ -57,6 +62,10 @@ def _plain(error: jsonschema.ValidationError) -> str:
         known = ", ".join(sorted(error.schema.get("properties", {}))) or "names of another form"
         unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
         return f"unknown key {unknown[0]!r}; known keys are {known}"
+    if error.validator == "oneOf" and all("required" in option for option in error.validator_value):
+        return f"give exactly one of {' and '.join(option['required'][0] for option in error.validator_value)}"
+    if error.validator == "contains":
+        return f"{error.instance!r} must contain {error.validator_value['const']!r}"
     return error.message
 
 
@@ -73,10 +82,24 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
             raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
     for row in rows(entry):
         try:
-            for source in parse(row.removesuffix(PERMUTED)).sources:
-                attack(config, source)
+            _check_row(config, entry.get("kind", "table"), row)
         except ValueError as error:
             raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
+
+
+def _check_row(config: dict, kind: str, row: str) -> None:
+    """Refuse a perturbation that no rule makes, or that a figure of this kind cannot show."""
+    recipe, mean = parse(row.removesuffix(PERMUTED)), row.endswith(PERMUTED)
+    for source in recipe.sources:
+        attack(config, source)
+    if mean and (recipe.draw or not recipe.sources):
+        raise ValueError("only a source or a sum has permuted draws")
+    if recipe.draw > config["permutations"]:
+        raise ValueError(f"there are only {config['permutations']} draws, see permutations")
+    if kind == "examples" and (mean or not recipe.sources):
+        raise ValueError("a panel shows one perturbation; name a source, a sum, or one permuted draw")
+    if kind in ("density", "convergence") and (mean or recipe.draw or len(recipe.sources) != 1):
+        raise ValueError("the figure shows how attacks went; name a source")
 
 
 def victims(entry: dict) -> list[str]:
