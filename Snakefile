@@ -4,10 +4,10 @@ from snakemake.utils import min_version
 min_version("9.14")
 
 
-configfile: "config/networks.yaml"
-configfile: "config/image_sets.yaml"
-configfile: "config/downloads.yaml"
-configfile: "config/config.yaml"
+configfile: f"{workflow.basedir}/config/networks.yaml"
+configfile: f"{workflow.basedir}/config/image_sets.yaml"
+configfile: f"{workflow.basedir}/config/downloads.yaml"
+configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 report: "report/workflow.rst"

@@ -41,8 +41,9 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
             parts.append(_image(f"figures/{name}.svg", entry["title"]))
             kinds = ("png",) if entry["kind"] == "examples" else ("csv", "png")
             parts.append(_links(f"figures/{name}", kinds))
-    statuses = (folder / "tables" / "statuses.md").read_text(encoding="utf-8")
-    parts += ["<h2>How the attacks ended</h2>", f"<pre>{escape(statuses)}</pre>"]
+    for name, title in (("perceptibility", "Perceptibility"), ("statuses", "How the attacks ended")):
+        text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
+        parts += [f"<h2>{title}</h2>", f"<pre>{escape(text)}</pre>", _links(f"tables/{name}", ("csv", "md"))]
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -198,6 +198,15 @@ def shards_of(pairs):
     ]
 
 
+def transfer_tables():
+    """The transfer tables of `all` by name."""
+    return {name: entry for name, entry in plan.products(config).items() if entry.get("layout") == "transfer"}
+
+
+def transfer_scores(wildcards):
+    return [f"{RESULTS}/scores/{name}.json" for name in transfer_tables()]
+
+
 def networks_by_name():
     """Printed name and task of every network."""
     return {name: {"label": entry["label"], "task": entry["task"]} for name, entry in config["networks"].items()}
@@ -233,4 +242,5 @@ def files_of(name):
 def products(wildcards):
     """Everything that `all` makes."""
     wanted = [file for name in config["targets"] for file in files_of(name)]
-    return wanted + [f"{RESULTS}/tables/statuses.csv", f"{RESULTS}/index.html"]
+    about = [f"{RESULTS}/tables/{name}.csv" for name in ("perceptibility", "statuses")]
+    return wanted + about + [f"{RESULTS}/index.html"]

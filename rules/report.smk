@@ -62,6 +62,31 @@ rule tabulate_statuses:
         "../scripts/tabulate_statuses.py"
 
 
+rule tabulate_perceptibility:
+    """Perceptibility of every perturbation that a transfer table of `all` shows."""
+    input:
+        scores=transfer_scores,
+    output:
+        csv="results/{experiment}/tables/perceptibility.csv",
+        markdown=report(
+            "results/{experiment}/tables/perceptibility.md",
+            caption="../report/perceptibility.rst",
+            category="Attack",
+            labels={"table": "perceptibility"},
+        ),
+    log:
+        "logs/tabulate_perceptibility/{experiment}.txt",
+    conda:
+        "../environment.yml"
+    params:
+        tables=transfer_tables(),
+        networks=networks_by_name(),
+        symbols=config["symbols"],
+        code=code("dag.tables"),
+    script:
+        "../scripts/tabulate_perceptibility.py"
+
+
 rule plot_density:
     """Figure 3: scores against the density of the attacked proposals."""
     input:
@@ -159,7 +184,7 @@ rule write_index:
         figures=lambda wildcards: [
             f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]
         ],
-        statuses=f"{RESULTS}/tables/statuses.md",
+        about=multiext(f"{RESULTS}/tables/", "perceptibility.md", "statuses.md"),
     output:
         "results/{experiment}/index.html",
     log:

@@ -24,7 +24,7 @@ def read(*names: str) -> dict:
 def default_files() -> list[str]:
     """Configuration files that the Snakefile names."""
     lines = (ROOT / "Snakefile").read_text().splitlines()
-    return [line.partition("config/")[2].rstrip('"') for line in lines if line.startswith("configfile:")]
+    return [line.rpartition("/")[2].rstrip(chr(34)) for line in lines if line.startswith("configfile:")]
 
 
 BASE = read(*default_files())

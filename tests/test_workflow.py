@@ -1,0 +1,325 @@
+"""The workflow: what is planned, what is computed again, and what the user reads when something is wrong.
+
+A copy of the workflow is run on a miniature of the miniature, three images and networks of three iterations, in a
+folder of its own.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dag import config as plan
+from dag import store
+
+ROOT = Path(__file__).parents[1]
+SUM = "mini-fcn-alex+mini-fr-zf-07"
+
+TINY = {
+    "experiment": "tiny",
+    "shard_size": 2,
+    "permutations": 1,
+    "pixels": ["float"],
+    "bootstrap": 10,
+    "mini": {
+        "train": {"lists": {name: {"count": 8} for name in ("Main/07", "Main/0712")} | {
+            f"Segmentation/{name}": {"first": 1, "count": 8} for name in ("original", "starred")
+        }},
+        "test": {"lists": {"Main/test": {"first": 1001, "count": 3}}},
+        "objects": {"count": 16},
+    },
+    "image_sets": {"mini-test": {"size": 3}},
+    "bodies": {name: {"iterations": 3} for name in ("mini-alex", "mini-zf")},
+    "networks": {
+        name: {"training": {"iterations": 3}} for name in ("mini-fcn-alex", "mini-fcn-alex-star", "mini-fr-zf-07")
+    },
+    "attacks": {"segmentation": {"iterations": 2}, "detection": {"iterations": 2, "limit": 50, "confidence": 0}},
+    "targets": ["small", "other"],
+    "tables": {
+        "small": {
+            "title": "Small", "description": "", "layout": "transfer", "image_set": "mini-test",
+            "perturbations": ["none", "mini-fcn-alex", SUM, SUM + ".permuted"],
+            "victims": ["mini-fcn-alex", "mini-fr-zf-07"],
+        },
+        # shares a cell with the first, and has one of its own
+        "other": {
+            "title": "Other", "description": "", "layout": "transfer", "image_set": "mini-test",
+            "perturbations": ["none", SUM, "mini-fr-zf-07"], "victims": ["mini-fr-zf-07"],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory) -> Path:
+    """A copy: nobody edits it while the tests run, and it stands elsewhere than it is run."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("rules", "scripts", "config", "dag", "report", "profiles"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
+    """Run Snakemake in a folder; returns its exit code and all that it prints."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
+    command += ["--workflow-profile", str(workflow / "profiles" / "default"), "--directory", str(folder)]
+    command += ["--cores", str(cores), *arguments]
+    if isinstance(overlay, dict):
+        file = folder.with_name(folder.name + ".yaml")
+        file.write_text(yaml.safe_dump(overlay))
+        overlay = str(file)
+    if overlay is not None:
+        command += ["--configfile", overlay]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder
+    )
+    return done.returncode, done.stdout
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Number of jobs of every rule in the first statistics that Snakemake prints."""
+    lines = text.partition("Job stats:")[2].partition("total")[0].splitlines()
+    return {name: int(count) for name, count in (line.split() for line in lines if re.fullmatch(r"\S+ +\d+", line))}
+
+
+def outputs(text: str) -> list[str]:
+    """Every file that Snakemake plans to make."""
+    lines = re.findall(r"^    output: (.*)$", text, re.MULTILINE)
+    return [file for line in lines for file in line.split(", ")]
+
+
+def configuration(overlay: dict | None = None) -> dict:
+    merged: dict = {}
+    for name in ("networks", "image_sets", "downloads", "config"):
+        merged = plan.merge(merged, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
+    return plan.merge(merged, overlay or {})
+
+
+# What is planned
+
+
+def test_all_and_every_table_and_figure_can_be_planned(workflow, tmp_path):
+    config = configuration()
+    names = [*config["tables"], *config["figures"]]
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", *names)
+    assert code == 0, text
+    planned = jobs(text)
+    assert {name: planned.get(name) for name in ("all", *names)} == dict.fromkeys(("all", *names), 1)
+    shards = len(plan.shards(config, "mini-test"))
+    sources = {pair for entry in (config["tables"] | config["figures"]).values() for pair in plan.source_sets(entry)}
+    assert planned["perturb"] == shards * len(sources)
+    assert planned["tabulate"] == len(config["tables"])
+    assert planned["predict"] == shards * sum(bool(plan.victims(config["tables"].get(name) or config["figures"][name]))
+                                              for name in names)  # fmt: skip
+    trained = {victim for name in names for victim in plan.victims((config["tables"] | config["figures"])[name])}
+    trained |= {plan.network_of(source) for source, _ in sources}
+    assert planned["train"] == len(trained)
+    assert len(outputs(text)) == len(set(outputs(text)))
+
+
+def test_table2_alone_plans_what_table_2_needs(workflow, tmp_path):
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "table2")
+    assert code == 0, text
+    table = configuration()["tables"]["table2"]
+    files = outputs(text)
+    trained = {Path(file).stem for file in files if re.match(r"resources/weights/[^/]*\.pt", file)}
+    assert trained == set(table["victims"]) and not any(name.startswith(("mini-fcn", "mini-dl")) for name in trained)
+    assert jobs(text)["train"] == 6
+    made = {Path(file).parent.name for file in files if "/perturbations/" in file}
+    sums = {row.removesuffix(".permuted") for row in table["perturbations"]} - {"none"}
+    draws = {f"{row}-{draw}" for row in table["perturbations"] if row.endswith(".permuted") for draw in (1, 2, 3)}
+    assert made == sums | draws
+    assert {file.split("/")[3] for file in files if "/cells/" in file} == {"table2"}
+    assert [file for file in files if "/scores/" in file] == ["results/mini/scores/table2.json"]
+    assert {Path(file).stem for file in files if "/tables/" in file or "/figures/" in file} == {"table2"}
+
+
+OVERLAYS = sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if "\nexperiment: " in path.read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "config"])
+def test_every_experiment_can_be_planned(workflow, tmp_path, name):
+    overlay = str(workflow / "config" / f"{name}.yaml")
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", overlay=overlay)
+    assert code == 0, text
+    assert jobs(text)["all"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overlay", "sentence"),
+    [
+        (
+            {"tables": {"table2": {"victims": ["fr-zf"]}}},
+            "configuration, tables.table2: network 'fr-zf' is not in networks",
+        ),
+        ({"shards": 3}, "configuration, top level: unknown key 'shards'; known keys are attacks, "),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_sentence(workflow, tmp_path, overlay, sentence):
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", overlay=overlay)
+    assert code == 1
+    assert text.count("configuration, ") == 1 and f"\n{sentence}" in text
+    # Snakemake adds where the error was raised
+    assert "Traceback" not in text and len(text.partition("WorkflowError")[2].splitlines()) == 3, text
+
+
+# What is computed
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Every shard and weight file, with the time of its last change."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for kind in ("results/**/*.h5", "resources/**/*.pt", "resources/**/*.npz", "resources/**/*.jpg")
+        for path in folder.glob(kind)
+    }
+
+
+def scores(folder: Path, table: str) -> dict[tuple[str, str], dict]:
+    found = json.loads((folder / "results" / "tiny" / "scores" / f"{table}.json").read_text())
+    return {(victim["victim"], cell["perturbation"]): cell for victim in found for cell in victim["cells"]}
+
+
+def log(folder: Path, rule: str, rest: str) -> str:
+    return (folder / "logs" / rule / "tiny" / f"{rest}.txt").read_text()
+
+
+def changed(**entries) -> dict:
+    """The tiny configuration with another table `small`."""
+    return plan.merge(TINY, {"tables": {"small": entries}})
+
+
+@pytest.fixture(scope="module")
+def finished(workflow, tmp_path_factory) -> Path:
+    """A run that is complete."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    folder.mkdir()
+    code, text = snakemake(workflow, folder, "small", "other", overlay=TINY)
+    assert code == 0, text
+    assert {"perturb": 4, "combine": 2, "permute": 2, "predict": 4, "train": 2, "pretrain": 2}.items() <= jobs(
+        text
+    ).items()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it to go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+
+
+@pytest.mark.slow
+def test_a_run_makes_its_tables_and_keeps_no_sums(finished):
+    made = {str(path.relative_to(finished / "results" / "tiny")) for path in (finished / "results").rglob("*.*")}
+    for table in ("small", "other"):
+        assert {f"tables/{table}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")} <= made
+    perturbations = {Path(path).parent.name for path in made if path.startswith("mini-test/perturbations/")}
+    assert perturbations == {"mini-fcn-alex", "mini-fr-zf-07"}
+    assert not [path for path in made if path.endswith(".partial")]
+    shard = finished / "results/tiny/mini-test/predictions/mini-fr-zf-07"
+    assert store.read_header(shard / f"{SUM}.float" / "0001.h5", "predictions")["ids"] == ["001003"]
+    assert set(scores(finished, "small")) == {
+        (victim, row)
+        for victim in ("mini-fcn-alex", "mini-fr-zf-07")
+        for row in ("none", "mini-fcn-alex", SUM, f"{SUM}.permuted-1", f"{SUM}.permuted")
+    }
+    # the cells that both tables show are computed once, by whichever came first
+    lines = [log(finished, "predict", f"{table}/mini-test/0000") for table in ("small", "other")]
+    counted = [int(re.search(r"mini-fr-zf-07: (\d) of \d cells", text)[1]) for text in lines]
+    assert sum(counted) == 5, lines
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(workflow, run):
+    before = contents(run)
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+    assert contents(run) == before
+    # nor after a pull that gave the scripts new time stamps
+    for script in (workflow / "scripts").iterdir():
+        script.touch()
+    code, text = snakemake(workflow, run, "--dry-run", "small", "other", overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
+def test_a_new_row_computes_its_own_cells(workflow, run):
+    before, old = contents(run), scores(run, "small")
+    row = "mini-fcn-alex@authors"
+    overlay = changed(perturbations=[*TINY["tables"]["small"]["perturbations"], row])
+    code, text = snakemake(workflow, run, "small", overlay=overlay)
+    assert code == 0, text
+    # the sums are temporary and made again; they need no network
+    assert jobs(text) == {"perturb": 2, "combine": 2, "permute": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
+    after = contents(run)
+    assert {path: after[path] for path in before} == before
+    base = "results/tiny/mini-test"
+    assert set(after) - set(before) == {
+        f"{base}/{folder}/{shard}.h5"
+        for folder in (
+            f"perturbations/{row}",
+            *(f"predictions/{v}/{row}.float" for v in ("mini-fcn-alex", "mini-fr-zf-07")),
+        )
+        for shard in ("0000", "0001")
+    }
+    for victim in ("mini-fcn-alex", "mini-fr-zf-07"):
+        assert f"{victim}: 1 of 5 cells to compute: {row} (float)\n" in log(run, "predict", "small/mini-test/0001")
+    new = scores(run, "small")
+    assert {key: new[key] for key in old} == old and set(new) - set(old) == {
+        ("mini-fcn-alex", row), ("mini-fr-zf-07", row)
+    }  # fmt: skip
+    # the other table shares the sums, but nothing of it has changed
+    code, text = snakemake(workflow, run, "--dry-run", "other", overlay=overlay)
+    assert "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
+def test_a_new_column_computes_its_own_cells(workflow, run):
+    before, old = contents(run), scores(run, "small")
+    victim = "mini-fcn-alex-star"
+    overlay = changed(victims=[*TINY["tables"]["small"]["victims"], victim])
+    code, text = snakemake(workflow, run, "small", overlay=overlay)
+    assert code == 0, text
+    assert jobs(text) == {"train": 1, "combine": 2, "permute": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
+    after = contents(run)
+    assert {path: after[path] for path in before} == before
+    assert set(after) - set(before) == {f"resources/weights/{victim}.pt"} | {
+        f"results/tiny/mini-test/predictions/{victim}/{row}.float/{shard}.h5"
+        for row in ("none", "mini-fcn-alex", SUM, f"{SUM}.permuted-1")
+        for shard in ("0000", "0001")
+    }
+    text = log(run, "predict", "small/mini-test/0000")
+    assert f"{victim}: 4 of 4 cells" in text and text.count(": 0 of 4 cells to compute") == 2
+    new = scores(run, "small")
+    assert {key: new[key] for key in old} == old and Counter(key[0] for key in new)[victim] == 5
+
+
+@pytest.mark.slow
+def test_other_shards_give_the_same_scores(workflow, run):
+    old = {table: scores(run, table) for table in ("small", "other")}
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY | {"shard_size": 3})
+    assert code == 0, text
+    assert jobs(text)["perturb"] == 2 and "train" not in jobs(text)
+    assert {table: scores(run, table) for table in ("small", "other")} == old
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_why_on_the_terminal(workflow, run):
+    """A damaged image: one sentence, with the file; tables that do not need it would go on."""
+    shutil.rmtree(run / "results")
+    image = run / "resources" / "mini" / "test" / "JPEGImages" / "001003.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    code, text = snakemake(workflow, run, "results/tiny/mini-test/perturbations/mini-fcn-alex/0001.h5", overlay=TINY)
+    assert code == 1 and "Traceback" not in log(run, "perturb", "mini-test/mini-fcn-alex/0001")
+    assert "Error: resources/mini/test/JPEGImages/001003.jpg: damaged image" in text
