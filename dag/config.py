@@ -19,6 +19,7 @@ import yaml
 from dag import voc
 from dag.perturbation import parse
 
+RESERVED = ("all", "perceptibility", "statuses")
 PERMUTED = ".permuted"  # a row of a table: the mean over all permuted draws
 
 
@@ -48,6 +49,11 @@ def check(config: dict, schema: Path) -> None:
             raise ValueError(f"configuration, networks.{name}: body {entry['training']['body']!r} is not in bodies")
     if "none" in config["networks"]:
         raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
+    for name in (*config["tables"], *config["figures"]):
+        if name in RESERVED:
+            raise ValueError(
+                f"configuration, {name}: this name is taken by what is always made; choose another"
+            )
     for name in config["figures"]:
         if name in config["tables"]:
             raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")
@@ -243,15 +249,6 @@ def shards(config: dict, image_set: str) -> list[str]:
     return [f"{shard:04d}" for shard in range(count)]
 
 
-def merge(base: dict, overlay: dict) -> dict:
-    """Overlay one configuration on another: mappings are merged, everything else is replaced."""
-    merged = dict(base)
-    for name, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        merged[name] = merge(base[name], value) if both else value
-    return merged
-
-
 def code_digest(root: Path, *modules: str) -> str:
     """Digest of the given modules and of every module of the project that they import.
 
@@ -288,4 +285,4 @@ def _outline(path: Path) -> tuple[str, tuple[str, ...]]:
             imported += [alias.name for alias in node.names if alias.name.split(".")[0] == "dag"]
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree), tuple(imported)
+    return ast.unparse(tree), tuple(imported)

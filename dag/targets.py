@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dag.networks.boxes import overlap as overlap_of
 from dag.networks.interface import Detector, Proposals
 
 VOID = 255
@@ -196,18 +197,9 @@ def detection_targets(
         empty = truth.new_empty(0)
         return Targets(empty, empty, proposals[empty], available=len(proposals))
     sure = network.confidence(features, [proposals])[:, truth] > confidence
-    shared = box_iou(proposals.boxes, boxes.to(proposals.boxes))
+    shared = overlap_of(proposals.boxes, boxes.to(proposals.boxes))
     shared = shared.masked_fill(~sure | (shared <= overlap), 0)
     best, which = shared.max(1)
     kept = best > 0
     labels = truth[which[kept]]
     return Targets(labels, mapping.to(labels.device)[labels], proposals[kept], available=len(proposals))
-
-
-def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU (R, S) of boxes (R, 4) and (S, 4) in VOC's inclusive pixel convention (width = x_max - x_min + 1)."""
-    low = torch.maximum(first[:, None, :2], second[:, :2])
-    high = torch.minimum(first[:, None, 2:], second[:, 2:])
-    common = (high - low + 1).clamp(min=0).prod(2)
-    area = [(boxes[:, 2:] - boxes[:, :2] + 1).prod(1) for boxes in (first, second)]
-    return common / (area[0][:, None] + area[1] - common)

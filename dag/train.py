@@ -96,7 +96,7 @@ def initial(architecture: str, arguments: dict, *, seed: int, pretrained: dict[s
         If the architecture is unknown or the pretrained weights do not fit its body.
     """
     with _seeded(seed):
-        network = interface.build(architecture, arguments)
+        network = interface.build(architecture, arguments, fold=False)
     if pretrained is not None:
         bodies.load_pretrained(network.trunk, pretrained)
     return network

@@ -44,7 +44,7 @@ rule combine:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.perturbation"),
+        code=code("dag.derive"),
     script:
         "../scripts/combine.py"
 
@@ -66,6 +66,6 @@ rule permute:
         "../environment.yml"
     params:
         seed=config["seed"],
-        code=code("dag.perturbation"),
+        code=code("dag.derive"),
     script:
         "../scripts/permute.py"

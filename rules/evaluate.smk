@@ -35,7 +35,7 @@ rule predict:
         networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
         image_set=lambda wildcards: image_set(wildcards.image_set),
         pixels=config["pixels"],
-        code=code("dag.evaluate"),
+        code=code("dag.evaluate", "dag.voc"),
     script:
         "../scripts/predict.py"
 

@@ -42,6 +42,6 @@ rule train:
         network=lambda wildcards: network(wildcards.network),
         settings=training,
         seed=config["seed"],
-        code=code("dag.train"),
+        code=code("dag.train", "dag.voc"),
     script:
         "../scripts/train.py"

@@ -57,7 +57,7 @@ rule tabulate_statuses:
         "../environment.yml"
     params:
         networks=networks_by_name(),
-        code=code("dag.tables"),
+        code=code("dag.tables", "dag.results"),
     script:
         "../scripts/tabulate_statuses.py"
 
@@ -111,7 +111,7 @@ rule plot_density:
         entry=lambda wildcards: product(wildcards.product),
         labels=lambda wildcards: labels(product(wildcards.product)),
         symbols=config["symbols"],
-        code=code("dag.tables", "dag.figures"),
+        code=code("dag.tables", "dag.figures", "dag.results"),
     script:
         "../scripts/plot_density.py"
 
@@ -137,7 +137,7 @@ rule plot_convergence:
         "../environment.yml"
     params:
         networks=networks_by_name(),
-        code=code("dag.tables", "dag.figures"),
+        code=code("dag.figures", "dag.results"),
     script:
         "../scripts/plot_convergence.py"
 
@@ -167,7 +167,7 @@ rule plot_examples:
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.figures", "dag.tables", "dag.store"),
+        code=code("dag.figures", "dag.results"),
     script:
         "../scripts/plot_examples.py"
 
@@ -195,6 +195,7 @@ rule write_index:
         title=config["title"],
         description=config["description"],
         products={name: product(name) for name in config["targets"]},
+        code=code("dag.page"),
     script:
         "../scripts/write_index.py"
 

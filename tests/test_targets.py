@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dag.networks.boxes import overlap
 from dag.networks.interface import Detector, Proposals
 from dag.perturbation import generator
 from dag.targets import (
     absent_classes,
     adversarial_labels,
-    box_iou,
     derangement,
     detection_targets,
     segmentation_targets,
@@ -172,8 +172,8 @@ def test_iou_counts_pixels():
         dtype=torch.float32,
     )
     expected = torch.tensor([[1, 50 / 150, 1 / 199, 0, 3 / 100, 1 / 100, 25 / 175]])
-    torch.testing.assert_close(box_iou(first, second), expected)
-    torch.testing.assert_close(box_iou(second, first), expected.T)
+    torch.testing.assert_close(overlap(first, second), expected)
+    torch.testing.assert_close(overlap(second, first), expected.T)
 
 
 def test_iou_against_painted_pixels():
@@ -185,7 +185,7 @@ def test_iou_against_painted_pixels():
     boxes = torch.from_numpy(corners.reshape(12, 4)).float()
     common = (masks[:, None] & masks).sum((2, 3))
     union = (masks[:, None] | masks).sum((2, 3))
-    np.testing.assert_allclose(box_iou(boxes, boxes).numpy(), common / union, rtol=1e-6)
+    np.testing.assert_allclose(overlap(boxes, boxes).numpy(), common / union, rtol=1e-6)
 
 
 # Detection

@@ -323,3 +323,42 @@ def test_a_job_that_fails_says_why_on_the_terminal(workflow, run):
     code, text = snakemake(workflow, run, "results/tiny/mini-test/perturbations/mini-fcn-alex/0001.h5", overlay=TINY)
     assert code == 1 and "Traceback" not in log(run, "perturb", "mini-test/mini-fcn-alex/0001")
     assert "Error: resources/mini/test/JPEGImages/001003.jpg: damaged image" in text
+
+
+# What makes Snakemake run a job again
+
+# job prepares, config plans, store writes text, a test pins `generator` of perturbation; what is downloaded is checked
+NO_DIGEST = {"dag.job", "dag.config", "dag.store", "dag.perturbation"}
+WITHOUT_CODE = {"download", "unpack_voc"}
+
+
+def closure(*modules: str) -> set[str]:
+    """These modules and all that they import."""
+    found, pending = set(), list(modules)
+    while pending:
+        module = pending.pop()
+        path = ROOT / (module.replace(".", "/") + ".py")
+        if module not in found and path.is_file():
+            found.add(module)
+            pending += plan._outline(path)[1]
+    return found
+
+
+def rules() -> dict[str, str]:
+    """Text of every rule by its script."""
+    text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    return {match[2]: match[1] for match in re.finditer(r"^(rule \w+:.*?\.\./scripts/(\w+)\.py\")", text, re.M | re.S)}
+
+
+@pytest.mark.parametrize("script", sorted(set(rules()) - WITHOUT_CODE))
+def test_the_digest_of_a_rule_covers_what_its_script_runs(script):
+    """Snakemake does not look at imported modules: a rule names them in its parameter `code`."""
+    named = re.search(r"code=code\((.*)\)", rules()[script])
+    assert named, f"the rule of {script}.py has no parameter `code`"
+    covered = closure(*re.findall(r'"(.*?)"', named[1]))
+    used = {module for module in plan._outline(ROOT / "scripts" / f"{script}.py")[1] if closure(module)}
+    assert used - NO_DIGEST <= covered
+
+
+def test_every_script_has_a_rule():
+    assert set(rules()) == {path.stem for path in (ROOT / "scripts").glob("*.py")}

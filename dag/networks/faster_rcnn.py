@@ -22,19 +22,85 @@ class Features:
     size: tuple[int, int]
 
 
-class TwoStage(Detector):
-    """Body, region proposal network and final suppression; subclasses add the second stage.
+class RegionDetector(Detector):
+    """What detectors of two stages share, whatever their layers: proposals, and the final suppression.
 
     The settings of the normal test are attributes: `candidates` boxes enter the suppression of
     proposals at IoU > `proposal_nms`, `proposals` survive; detections need a probability above
-    `lowest` and are suppressed per class at IoU > `detection_nms`.
+    `lowest` and are suppressed per class at IoU > `detection_nms`.  At most `per_class` boxes of a
+    class enter that suppression and at most `per_image` detections survive it (None: all).
+    """
+
+    candidates: int
+    proposals: int
+    proposal_nms = 0.7
+    lowest = 0.05
+    detection_nms = 0.3
+    per_class: int | None = None
+    per_image: int | None = None
+
+    def objectness_and_deltas(self, features) -> tuple[Tensor, Tensor]:
+        """Raw output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
+        raise TypeError(f"{type(self).__name__} does not define objectness_and_deltas()")
+
+    @torch.no_grad()
+    def propose(self, features, *, nms: float, limit: int, candidates: int | None = None) -> list[Proposals]:
+        """The `limit` best proposals that survive suppression at IoU > `nms`, best first.
+
+        All anchors enter the suppression unless `candidates` limits them, as the normal test
+        does: the attack needs a dense set.
+        """
+        raw = self.objectness_and_deltas(features)
+        return self.select(features, *raw, nms=nms, limit=limit, candidates=candidates)
+
+    def select(
+        self, features, objectness: Tensor, deltas: Tensor, *, nms: float, limit: int, candidates: int | None
+    ) -> list[Proposals]:
+        """`propose`, given the output of `objectness_and_deltas`."""
+        raise TypeError(f"{type(self).__name__} does not define select()")
+
+    def regions(self, features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
+        """Second stage: scores (R, C) before softmax and the raw box deltas that `refine` understands."""
+        raise TypeError(f"{type(self).__name__} does not define regions()")
+
+    def scores(self, features, proposals: list[Proposals]) -> Tensor:
+        return self.regions(features, proposals)[0]
+
+    def refine(self, features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
+        """Final boxes in the frame of the image: (R, C - 1, 4), or (R, 1, 4) if all classes share one."""
+        raise TypeError(f"{type(self).__name__} does not define refine()")
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Detections]:
+        features = self.features(images)
+        proposals = self.propose(features, nms=self.proposal_nms, limit=self.proposals, candidates=self.candidates)
+        scores, deltas = self.regions(features, proposals)
+        refined = self.refine(features, proposals, deltas)
+        counts = [len(one) for one in proposals]
+        parts = zip(refined.split(counts), self.probabilities(scores).split(counts), strict=True)
+        return [self._detections(*part) for part in parts]
+
+    def _detections(self, refined: Tensor, probabilities: Tensor) -> Detections:
+        foreground = probabilities[:, 1:]
+        chosen = foreground > self.lowest
+        if self.per_class is not None and len(foreground) > self.per_class:
+            chosen &= foreground >= foreground.topk(self.per_class, 0).values[-1]
+        rows, columns = chosen.nonzero(as_tuple=True)
+        candidates = refined.expand(-1, foreground.shape[1], 4)[rows, columns]
+        scores = foreground[rows, columns]
+        kept = operators.class_nms(boxes.exclusive(candidates), scores, columns, self.detection_nms)[: self.per_image]
+        ids = torch.tensor(self.labels[1:], device=columns.device)
+        return Detections(candidates[kept], ids[columns[kept]], scores[kept])
+
+
+class TwoStage(RegionDetector):
+    """Body and region proposal network of the miniature; subclasses add the second stage.
+
+    Its box deltas are (R, 4), in units of `SPREAD`.
     """
 
     candidates = 600
     proposals = 150
-    proposal_nms = 0.7
-    lowest = 0.05
-    detection_nms = 0.3
 
     def __init__(
         self, trunk: bodies.Body, labels: tuple[int, ...], sizes: tuple[float, ...], ratios: tuple[float, ...]
@@ -59,21 +125,10 @@ class TwoStage(Detector):
         return boxes.grid_anchors(self.base, *features.maps.shape[-2:], self.stride)
 
     def objectness_and_deltas(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Raw output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
         maps = self.rpn(features.maps)
         objectness = self.rpn_objectness(maps).permute(0, 2, 3, 1).flatten(1)
         deltas = self.rpn_deltas(maps).permute(0, 2, 3, 1).reshape(len(maps), -1, 4)
         return objectness, deltas
-
-    @torch.no_grad()
-    def propose(self, features: Features, *, nms: float, limit: int, candidates: int | None = None) -> list[Proposals]:
-        """The `limit` best proposals that survive suppression at IoU > `nms`, best first.
-
-        All anchors enter the suppression unless `candidates` limits them, as the normal test
-        does: the attack needs a dense set.
-        """
-        raw = self.objectness_and_deltas(features)
-        return self.select(features, *raw, nms=nms, limit=limit, candidates=candidates)
 
     @torch.no_grad()
     def select(
@@ -86,37 +141,15 @@ class TwoStage(Detector):
         limit: int,
         candidates: int | None,
     ) -> list[Proposals]:
-        """`propose`, given the output of `objectness_and_deltas`."""
         decoded = boxes.clip(boxes.decode(self.anchors(features), deltas), features.size)
         return [
             Proposals(image_boxes[boxes.best_boxes(image_boxes, logits, nms=nms, limit=limit, candidates=candidates)])
             for image_boxes, logits in zip(decoded, objectness, strict=True)
         ]
 
-    def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
-        """Second stage: scores (R, C) before softmax and box deltas (R, 4), in units of `SPREAD`."""
-        raise TypeError(f"{type(self).__name__} does not define regions()")
-
-    def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        return self.regions(features, proposals)[0]
-
-    @torch.no_grad()
-    def detect(self, images: Tensor) -> list[Detections]:
-        features = self.features(images)
-        proposals = self.propose(features, nms=self.proposal_nms, limit=self.proposals, candidates=self.candidates)
-        scores, deltas = self.regions(features, proposals)
+    def refine(self, features: Features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
         starts = torch.cat([one.boxes for one in proposals])
-        refined = boxes.clip(boxes.decode(starts, deltas * self.spread), features.size)
-        counts = [len(one) for one in proposals]
-        parts = zip(refined.split(counts), self.probabilities(scores).split(counts), strict=True)
-        return [self._detections(*part) for part in parts]
-
-    def _detections(self, refined: Tensor, probabilities: Tensor) -> Detections:
-        rows, columns = (probabilities[:, 1:] > self.lowest).nonzero(as_tuple=True)
-        candidates, scores = refined[rows], probabilities[rows, columns + 1]
-        kept = operators.class_nms(boxes.exclusive(candidates), scores, columns, self.detection_nms)
-        ids = torch.tensor(self.labels[1:], device=columns.device)
-        return Detections(candidates[kept], ids[columns[kept]], scores[kept])
+        return boxes.clip(boxes.decode(starts, deltas * self.spread), features.size)[:, None]
 
 
 def rois(proposals: list[Proposals], maps: Tensor) -> Tensor:
