@@ -51,9 +51,7 @@ def check(config: dict, schema: Path) -> None:
         raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
     for name in (*config["tables"], *config["figures"]):
         if name in RESERVED:
-            raise ValueError(
-                f"configuration, {name}: this name is taken by what is always made; choose another"
-            )
+            raise ValueError(f"configuration, {name}: this name is taken by what is always made; choose another")
     for name in config["figures"]:
         if name in config["tables"]:
             raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")

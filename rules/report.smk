@@ -109,7 +109,7 @@ rule plot_density:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        labels=lambda wildcards: labels(product(wildcards.product)),
+        networks=networks_by_name(),
         symbols=config["symbols"],
         code=code("dag.tables", "dag.figures", "dag.results"),
     script:

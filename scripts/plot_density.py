@@ -16,7 +16,8 @@ from dag.store import write_text
 
 params, output = snakemake.params, snakemake.output
 scores = json.loads(Path(snakemake.input.scores).read_text())
-frame = tables.transfer(scores, params.entry["perturbations"], params.labels, params.symbols, "float")
+labels = {name: entry["label"] for name, entry in params.networks.items()}
+frame = tables.transfer(scores, params.entry["perturbations"], labels, params.symbols, "float")
 density = pd.DataFrame(
     {
         "perturbation": source["source"],
@@ -24,7 +25,7 @@ density = pd.DataFrame(
         "proposals": np.mean([record["available"] for record in source["records"]]),
         "targets": np.mean([record["targets"] for record in source["records"]]),
     }
-    for source in records(snakemake.input.shards, {})
+    for source in records(snakemake.input.shards, params.networks)
 )
 points = frame.merge(density, on="perturbation", validate="many_to_one").sort_values(["victim", "nms"])
 write_text(output.csv, points.to_csv(index=False))

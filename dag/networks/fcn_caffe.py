@@ -1,0 +1,145 @@
+"""FCN-Alex and FCN-VGG of the paper: FCN on CaffeNet with stride 32, and the staged FCN-8s on VGG16.
+
+Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the layers are
+those of the released voc-fcn-alexnet and voc-fcn8s.  The image is padded by 100 pixels in the first
+convolution, so that the score map covers an image of any size; what exceeds it is cropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dag.networks import caffe
+from dag.networks.caffemodel import load
+from dag.networks.interface import Segmenter
+
+MEAN = (104.00699, 116.66877, 122.67892)  # BGR
+
+ALEXNET_WIDTHS = {"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096}
+VGG16_WIDTHS = caffe.VGG16_WIDTHS | {"fc6": 4096, "fc7": 4096}
+
+
+def fcn_alexnet(
+    caffemodel: Path | None = None, labels: Iterable[int] = range(21), widths: Mapping[str, int] | None = None
+) -> Segmenter:
+    """FCN-32s on CaffeNet (voc-fcn-alexnet).
+
+    Parameters
+    ----------
+    caffemodel : Path, optional
+        Without it the weights are random, the upsampling is bilinear.
+    labels : iterable of int
+        VOC class ids of the score columns.
+    widths : mapping of str to int, optional
+        Channels of layers that differ from `ALEXNET_WIDTHS`; even, for two groups.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or does not fit.
+    """
+    return _loaded(_AlexNet(tuple(labels), caffe.choose_widths(ALEXNET_WIDTHS, widths)), caffemodel)
+
+
+def fcn8s_vgg16(
+    caffemodel: Path | None = None, labels: Iterable[int] = range(21), widths: Mapping[str, int] | None = None
+) -> Segmenter:
+    """FCN-8s on VGG16 as trained in stages (voc-fcn8s, "heavy"): skips are not scaled.
+
+    Parameters
+    ----------
+    caffemodel : Path, optional
+        Without it the weights are random, the upsampling is bilinear.
+    labels : iterable of int
+        VOC class ids of the score columns.
+    widths : mapping of str to int, optional
+        Channels of layers that differ from `VGG16_WIDTHS`.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or does not fit; that of voc-fcn8s-atonce, whose skips are
+        scaled, does not.
+    """
+    return _loaded(_FCN8s(tuple(labels), caffe.choose_widths(VGG16_WIDTHS, widths)), caffemodel)
+
+
+def _loaded(network: Segmenter, path: Path | None) -> Segmenter:
+    return network if path is None else load(network, path)
+
+
+class _AlexNet(Segmenter):
+    """CaffeNet: pooling comes before normalisation, and three convolutions have two groups."""
+
+    def __init__(self, labels: tuple[int, ...], widths: dict[str, int]):
+        super().__init__()
+        self.labels = labels
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        conv1, conv2, conv3, conv4, conv5, fc6, fc7 = widths.values()
+        self.conv1 = nn.Conv2d(3, conv1, 11, 4, 100)
+        self.conv2 = nn.Conv2d(conv1, conv2, 5, padding=2, groups=2)
+        self.conv3 = nn.Conv2d(conv2, conv3, 3, padding=1)
+        self.conv4 = nn.Conv2d(conv3, conv4, 3, padding=1, groups=2)
+        self.conv5 = nn.Conv2d(conv4, conv5, 3, padding=1, groups=2)
+        self.fc6 = nn.Conv2d(conv5, fc6, 6)
+        self.fc7 = nn.Conv2d(fc6, fc7, 1)
+        self.score_fr = nn.Conv2d(fc7, len(labels), 1)
+        self.upscore = caffe.deconvolution(len(labels), 63, 32)
+
+    def body(self, images: Tensor) -> Tensor:
+        """Scores score_fr, 16 x 16 for an image of 500 x 500."""
+        maps = caffe.max_pool(_relu(self.conv1(caffe.prepare(images, self.mean))), 3, 2)
+        maps = caffe.lrn_across(maps, 5, 1e-4, 0.75)
+        maps = caffe.max_pool(_relu(self.conv2(maps)), 3, 2)
+        maps = caffe.lrn_across(maps, 5, 1e-4, 0.75)
+        for layer in (self.conv3, self.conv4, self.conv5):
+            maps = _relu(layer(maps))
+        maps = caffe.max_pool(maps, 3, 2)
+        for layer in (self.fc6, self.fc7):
+            maps = caffe.dropout(_relu(layer(maps)), 0.5, self.training)
+        return self.score_fr(maps)
+
+    def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return caffe.crop(self.upscore(scores), 18, size)
+
+
+class _FCN8s(Segmenter):
+    """Scores of fc7, pool4 and pool3 are added at twice the resolution of the former each."""
+
+    def __init__(self, labels: tuple[int, ...], widths: dict[str, int]):
+        super().__init__()
+        self.labels = labels
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.trunk = caffe.VGG16(widths, padding=100)
+        self.fc6 = nn.Conv2d(widths["conv5"], widths["fc6"], 7)
+        self.fc7 = nn.Conv2d(widths["fc6"], widths["fc7"], 1)
+        self.score_fr = nn.Conv2d(widths["fc7"], len(labels), 1)
+        self.score_pool4 = nn.Conv2d(widths["conv4"], len(labels), 1)
+        self.score_pool3 = nn.Conv2d(widths["conv3"], len(labels), 1)
+        self.upscore2 = caffe.deconvolution(len(labels), 4, 2)
+        self.upscore_pool4 = caffe.deconvolution(len(labels), 4, 2)
+        self.upscore8 = caffe.deconvolution(len(labels), 16, 8)
+
+    def body(self, images: Tensor) -> Tensor:
+        """Scores fuse_pool3, after both skips; 70 x 70 for an image of 500 x 500."""
+        pool = partial(caffe.max_pool, kernel=2, stride=2)
+        _, _, pool3, pool4, maps = self.trunk(caffe.prepare(images, self.mean), [pool] * 5)
+        for layer in (self.fc6, self.fc7):
+            maps = caffe.dropout(_relu(layer(maps)), 0.5, self.training)
+        scores = self.upscore2(self.score_fr(maps))
+        scores = scores + caffe.crop(self.score_pool4(pool4), 5, scores.shape[-2:])
+        scores = self.upscore_pool4(scores)
+        return scores + caffe.crop(self.score_pool3(pool3), 9, scores.shape[-2:])
+
+    def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return caffe.crop(self.upscore8(scores), 31, size)
+
+
+def _relu(maps: Tensor) -> Tensor:
+    return F.relu(maps, inplace=True)
