@@ -19,7 +19,7 @@ import yaml
 from dag import voc
 from dag.perturbation import parse
 
-RESERVED = ("all", "perceptibility", "statuses")
+RESERVED = ("all", "claims", "perceptibility", "statuses")
 PERMUTED = ".permuted"  # a row of a table: the mean over all permuted draws
 
 

@@ -58,8 +58,7 @@ def predict(
                     continue
                 r, known = np.zeros_like(image), {"perceptibility": 0.0, "largest": 0.0}
                 if source:
-                    r, attributes = store.get(source, image_id)
-                    known = {name: attributes[name] for name in known}
+                    r, known = store.get(source, image_id, tuple(known))
                 seen = torch.from_numpy(apply(image, r, cell.pixels))[None].to(device)
                 shard.put(image_id, prediction(network, seen), known)
 

@@ -28,6 +28,7 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
         Results of the experiment: tables/ and figures/ lie below; links are relative to it.
     """
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(description)}</p>']
+    parts += _text_table("claims", "What of the paper's claims holds", folder)
     for name, entry in products.items():
         parts.append(f'<h2 id="{name}">{escape(entry["title"])}</h2>')
         if "description" in entry:
@@ -42,13 +43,22 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
             kinds = ("png",) if entry["kind"] == "examples" else ("csv", "png")
             parts.append(_links(f"figures/{name}", kinds))
     for name, title in (("perceptibility", "Perceptibility"), ("statuses", "How the attacks ended")):
-        text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
-        parts += [f"<h2>{title}</h2>", f"<pre>{escape(text)}</pre>", _links(f"tables/{name}", ("csv", "md"))]
+        parts += _text_table(name, title, folder)
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _text_table(name: str, title: str, folder: Path) -> list[str]:
+    """A table that is always made, as its Markdown."""
+    text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
+    return [
+        f'<h2 id="{name}">{escape(title)}</h2>',
+        f"<pre>{escape(text)}</pre>",
+        _links(f"tables/{name}", ("csv", "md")),
+    ]
 
 
 def _image(path: str, text: str) -> str:

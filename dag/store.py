@@ -181,12 +181,13 @@ def reading(path: Path, kind: str | None = None) -> Iterator[h5py.File]:
         yield file
 
 
-def get(file: h5py.File, image_id: str) -> tuple[NDArray, dict]:
-    """Array and attributes of one image of an open shard; raises like `read`."""
+def get(file: h5py.File, image_id: str, names: tuple[str, ...] | None = None) -> tuple[NDArray, dict]:
+    """Array and attributes (all, or those of the given `names`) of one image of an open shard; raises like `read`."""
     with _intact(file.filename, f"the data of image {image_id} are"):
         if image_id not in file:
             raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
-        return file[image_id][()], _attributes(file[image_id])
+        dataset = file[image_id]
+        return dataset[()], _attributes(dataset, names)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -213,8 +214,8 @@ def _intact(path: Path | str, what: str) -> Iterator[None]:
         raise ValueError(f"{path}: {what} damaged; delete the file and run the workflow again") from error
 
 
-def _attributes(dataset: h5py.Dataset) -> dict:
-    values = {name: value for name, value in dataset.attrs.items() if name != "stored"}
+def _attributes(dataset: h5py.Dataset, names: tuple[str, ...] | None = None) -> dict:
+    values = {name: dataset.attrs[name] for name in names or dataset.attrs if name != "stored"}
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 

@@ -212,11 +212,21 @@ def networks_by_name():
     return {name: {"label": entry["label"], "task": entry["task"]} for name, entry in config["networks"].items()}
 
 
+def families():
+    """What counts as the architecture of every network; one without `family` is its own."""
+    return {name: entry.get("family", name) for name, entry in config["networks"].items()}
+
+
 def example_perturbations(wildcards):
     """Every shard of every perturbation of example panels."""
     entry = product(wildcards.product)
     shards = plan.shards(config, entry["image_set"])
     return [perturbation_path(entry["image_set"], row, shard) for row in plan.rows(entry) for shard in shards]
+
+
+def pixels(entry):
+    """How perturbed images reach the victims of a table or figure."""
+    return entry.get("pixels", config["pixels"])
 
 
 def labels(entry):
@@ -242,5 +252,5 @@ def files_of(name):
 def products(wildcards):
     """Everything that `all` makes."""
     wanted = [file for name in config["targets"] for file in files_of(name)]
-    about = [f"{RESULTS}/tables/{name}.csv" for name in ("perceptibility", "statuses")]
+    about = [f"{RESULTS}/tables/{name}.csv" for name in ("claims", "perceptibility", "statuses")]
     return wanted + about + [f"{RESULTS}/index.html"]

@@ -34,7 +34,7 @@ rule predict:
         cells=cells,
         networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
         image_set=lambda wildcards: image_set(wildcards.image_set),
-        pixels=config["pixels"],
+        pixels=lambda wildcards: pixels(product(wildcards.product)),
         code=code("dag.evaluate", "dag.voc"),
     script:
         "../scripts/predict.py"

@@ -33,7 +33,7 @@ rule tabulate:
         description=lambda wildcards: product(wildcards.product)["description"],
         labels=lambda wildcards: labels(product(wildcards.product)),
         symbols=config["symbols"],
-        pixels=config["pixels"],
+        pixels=lambda wildcards: pixels(product(wildcards.product)),
         code=code("dag.tables", "dag.figures"),
     script:
         "../scripts/tabulate.py"
@@ -85,6 +85,34 @@ rule tabulate_perceptibility:
         code=code("dag.tables"),
     script:
         "../scripts/tabulate_perceptibility.py"
+
+
+rule tabulate_claims:
+    """What of the paper's claims holds, from the transfer tables and the sources of `all`."""
+    input:
+        scores=transfer_scores,
+        shards=all_source_shards,
+    output:
+        csv="results/{experiment}/tables/claims.csv",
+        markdown=report(
+            "results/{experiment}/tables/claims.md",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"table": "claims"},
+        ),
+    log:
+        "logs/tabulate_claims/{experiment}.txt",
+    conda:
+        "../environment.yml"
+    params:
+        tables=transfer_tables(),
+        networks=networks_by_name(),
+        families=families(),
+        symbols=config["symbols"],
+        pixels=lambda wildcards: pixels(product(wildcards.product)),
+        code=code("dag.claims", "dag.tables", "dag.results"),
+    script:
+        "../scripts/tabulate_claims.py"
 
 
 rule plot_density:
@@ -184,7 +212,7 @@ rule write_index:
         figures=lambda wildcards: [
             f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]
         ],
-        about=multiext(f"{RESULTS}/tables/", "perceptibility.md", "statuses.md"),
+        about=multiext(f"{RESULTS}/tables/", "claims.md", "perceptibility.md", "statuses.md"),
     output:
         "results/{experiment}/index.html",
     log:

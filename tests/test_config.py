@@ -1,25 +1,17 @@
 """The configuration: every mistake gets one sentence that names the place, and what follows from it is counted
 by hand."""
 
-import copy
 from pathlib import Path
 
 import pytest
 import yaml
-from snakemake.utils import update_config
+from overlays import merge
 
 from dag import config as plan
 from dag import voc
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
-
-
-def merge(base: dict, overlay: dict) -> dict:
-    """The configuration that Snakemake makes of an overlay."""
-    merged = copy.deepcopy(base)
-    update_config(merged, overlay)
-    return merged
 
 
 def read(*names: str) -> dict:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from overlays import merge
 
 from dag import config as plan
 from dag import mini, voc
@@ -65,7 +66,7 @@ def configuration(*overlays: dict) -> dict:
     files = ["networks", "image_sets", "downloads", "config", "pocket"]
     merged: dict = {}
     for overlay in [yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in files] + list(overlays):
-        merged = plan.merge(merged, overlay)
+        merged = merge(merged, overlay)
     plan.check(merged, ROOT / "config/schemas/config.schema.yaml")
     return merged
 

@@ -144,7 +144,7 @@ LADDER = [
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
     {"generate", "evaluate", "derive", "scores", "tables", "figures", "job"},  # compose
-    {"results", "page"},  # gather for tables, figures and the start page
+    {"results", "claims", "page"},  # gather for tables, figures and the start page
 ]
 TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[6] | {"derive", "scores", "tables", "figures"}
 STARTS_WITHOUT_TORCH = TORCH_FREE | {"job"}  # imports it when a job asks for its device

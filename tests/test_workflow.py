@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from overlays import merge
 
 from dag import config as plan
 from dag import store
@@ -102,8 +103,8 @@ def outputs(text: str) -> list[str]:
 def configuration(overlay: dict | None = None) -> dict:
     merged: dict = {}
     for name in ("networks", "image_sets", "downloads", "config"):
-        merged = plan.merge(merged, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
-    return plan.merge(merged, overlay or {})
+        merged = merge(merged, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
+    return merge(merged, overlay or {})
 
 
 # What is planned
@@ -197,7 +198,7 @@ def log(folder: Path, rule: str, rest: str) -> str:
 
 def changed(**entries) -> dict:
     """The tiny configuration with another table `small`."""
-    return plan.merge(TINY, {"tables": {"small": entries}})
+    return merge(TINY, {"tables": {"small": entries}})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""What of the paper's claims holds in this experiment; see rule tabulate_claims."""
+
+import json
+from pathlib import Path
+
+from dag.job import start
+
+start(snakemake.log[0])
+
+import pandas as pd
+
+from dag import claims, tables
+from dag.results import records
+from dag.store import write_text
+
+params = snakemake.params
+labels = {name: entry["label"] for name, entry in params.networks.items()}
+cells = [
+    tables.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, pixels)
+    for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
+    for pixels in params.pixels
+]
+statuses = tables.statuses(records(snakemake.input.shards, params.networks))
+frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families)
+write_text(snakemake.output.csv, frame.to_csv(index=False))
+write_text(snakemake.output.markdown, claims.to_markdown(frame))
