@@ -199,8 +199,9 @@ def shards_of(pairs):
 
 
 def transfer_tables():
-    """The transfer tables of `all` by name."""
-    return {name: entry for name, entry in plan.products(config).items() if entry.get("layout") == "transfer"}
+    """The transfer tables of `all` by name, with their pixels."""
+    everything = plan.products(config).items()
+    return {name: entry | {"pixels": pixels(entry)} for name, entry in everything if entry.get("layout") == "transfer"}
 
 
 def transfer_scores(wildcards):

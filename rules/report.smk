@@ -109,7 +109,6 @@ rule tabulate_claims:
         networks=networks_by_name(),
         families=families(),
         symbols=config["symbols"],
-        pixels=lambda wildcards: pixels(product(wildcards.product)),
         code=code("dag.claims", "dag.tables", "dag.results"),
     script:
         "../scripts/tabulate_claims.py"

@@ -18,7 +18,7 @@ labels = {name: entry["label"] for name, entry in params.networks.items()}
 cells = [
     tables.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, pixels)
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
-    for pixels in params.pixels
+    for pixels in entry["pixels"]
 ]
 statuses = tables.statuses(records(snakemake.input.shards, params.networks))
 frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families)
