@@ -52,7 +52,7 @@ def predict(
             if cell.done():
                 continue
             source = cell.source and stack.enter_context(store.reading(cell.source, "perturbations"))
-            shard = stack.enter_context(store.writing(cell.path, "predictions", ids, cell.header))
+            shard = stack.enter_context(store.writing(cell.path, "predictions", ids, cell.header, every=1))
             for image, image_id in zip(images, ids, strict=True):
                 if image_id in shard.done:
                     continue

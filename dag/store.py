@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -52,26 +53,28 @@ def versions() -> dict[str, str]:
 class Writer:
     """One open partial shard; made by `writing`."""
 
-    def __init__(self, file: h5py.File):
-        self._file = file
+    def __init__(self, file: h5py.File, every: float):
+        self._file, self._every, self._flushed = file, every, time.monotonic()
         self.done = {image_id for image_id in file if "stored" in file[image_id].attrs}
         for image_id in set(file) - self.done:  # cut off between its data and its last attribute
             del file[image_id]
 
     def put(self, image_id: str, array: NDArray, attributes: dict) -> None:
-        """Store one image's array and attributes (numbers, strings, 1-D arrays), safe once this returns."""
+        """Store one image's array and attributes (numbers, strings, 1-D arrays); see `every` of `writing`."""
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{self._file.filename}: image {image_id} has values that are not finite")
         options = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
         dataset = self._file.create_dataset(image_id, data=array, **(options if array.size else {}))
         dataset.attrs.update(attributes)
         dataset.attrs["stored"] = True
-        self._file.flush()
+        if time.monotonic() - self._flushed >= self._every:
+            self._file.flush()
+            self._flushed = time.monotonic()
         self.done.add(image_id)
 
 
 @contextmanager
-def writing(path: Path, kind: str, ids: list[str], header: dict) -> Iterator[Writer]:
+def writing(path: Path, kind: str, ids: list[str], header: dict, every: float = 0) -> Iterator[Writer]:
     """Write a shard, or go on with the one that an interrupted job left.
 
     Parameters
@@ -84,6 +87,8 @@ def writing(path: Path, kind: str, ids: list[str], header: dict) -> Iterator[Wri
         The images of the shard, in order.
     header : dict
         All that determines the content; must survive JSON.
+    every : float
+        Seconds of work that a crash may cost; 0 makes every image safe as soon as it is put.
 
     Yields
     ------
@@ -118,7 +123,7 @@ def writing(path: Path, kind: str, ids: list[str], header: dict) -> Iterator[Wri
             }
         )
         file.flush()
-        yield Writer(file)
+        yield Writer(file, every)
         missing = [image_id for image_id in ids if image_id not in file]
         if missing:
             raise ValueError(f"{partial}: {len(missing)} images are missing, the first is {missing[0]}")

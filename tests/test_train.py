@@ -209,3 +209,27 @@ def test_weights_are_saved_whole(tmp_path):
     train.interface.load_weights(again, tmp_path / "weights" / "one.pt")
     assert same_weights(network, again)
     assert [one.name for one in (tmp_path / "weights").iterdir()] == ["one.pt"]
+
+
+@pytest.mark.parametrize("total", [20, 140, 301])
+def test_steps_and_rates_are_those_of_the_library(total):
+    """The function and the schedule against torch's classes, with their gradients, bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)]
+    ours = [tensor.clone().requires_grad_() for tensor in start]
+    theirs = [tensor.clone().requires_grad_() for tensor in start]
+    optimizer = torch.optim.AdamW(theirs, lr=3e-3, weight_decay=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total, pct_start=0.15)
+    state = train._state(ours)
+    for step in range(total):
+        factor, beta1 = train.one_cycle(step, total)
+        assert 3e-3 * factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        assert beta1 == pytest.approx(optimizer.param_groups[0]["betas"][0], rel=1e-12)
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        train._adamw(ours, state, 3e-3 * factor, beta1)
+        optimizer.step()
+        schedule.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
