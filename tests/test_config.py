@@ -50,7 +50,7 @@ def table(**entry) -> dict:
 
 
 def figure(**entry) -> dict:
-    return {"figures": {"mine": {"title": "", "image_set": "mini-test"} | entry}}
+    return {"figures": {"mine": {"title": "", "description": "", "image_set": "mini-test"} | entry}}
 
 
 def rows(*perturbations: str) -> dict:
