@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; height: auto; }
+img { width: min(100%, 52rem); height: auto; }
+table { border-collapse: collapse; font-size: 14px; }
+td { border-top: 1px solid #ddd; padding: .5rem; vertical-align: top; }
+td:first-child { white-space: nowrap; font-weight: 600; }
+small { color: #666; }
 pre { overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: 13px; line-height: 1.35; }
 .notice { background: #fff6d6; padding: .75rem 1rem; border-left: 4px solid #e0b000; }
 """
@@ -28,7 +33,8 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
         Results of the experiment: tables/ and figures/ lie below; links are relative to it.
     """
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(description)}</p>']
-    parts += _text_table("claims", "What of the paper's claims holds", folder)
+    parts += ['<h2 id="claims">What of the paper\'s claims holds</h2>', _claims(folder / "tables" / "claims.csv")]
+    parts.append(_links("tables/claims", ("csv", "md")))
     for name, entry in products.items():
         parts.append(f'<h2 id="{name}">{escape(entry["title"])}</h2>')
         if "description" in entry:
@@ -49,6 +55,22 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _claims(path: Path) -> str:
+    """The table of claims: verdict, claim with the paper's section, what was found, how it was decided."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [
+            f"<tr><td>{escape(row['verdict'])}</td><td>{escape(row['claim'])} ({_place(row['paper'])})</td>"
+            f"<td>{escape(row['value'])}<br><small>{escape(row['measure'])}</small></td></tr>"
+            for row in csv.DictReader(file)
+        ]
+    return "<table>\n" + "\n".join(rows) + "\n</table>"
+
+
+def _place(paper: str) -> str:
+    """Where the paper makes a claim: its section, or a remark in words."""
+    return escape(f"section {paper}" if paper[:1].isdigit() else paper)
 
 
 def _text_table(name: str, title: str, folder: Path) -> list[str]:

@@ -69,7 +69,7 @@ def test_groups_stand_apart(table):
 
 def test_table_figure_of_a_white_box_frame(table):
     own = table[table.victim == "a"].assign(
-        perturbation=["a.permuted", "none", "a"], condition=["PERM", "ORIG", "ADVR"]
+        perturbation=["a.permuted", "none", "a"], condition=["PERM", "ORIG", "ADVR"], source="a"
     )
     axes = figures.table_figure(own.iloc[[1, 2, 0]]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ORIG", "ADVR", "PERM"]
