@@ -23,7 +23,7 @@ def predict(
     *,
     device: str = "cpu",
     progress: Callable[[Iterable], Iterable] = iter,
-) -> None:
+) -> int:
     """Show every image under every perturbation to the victim and store its predictions.
 
     Each perturbed image passes through the network alone: a prediction must not depend on which other
@@ -40,6 +40,11 @@ def predict(
     cells : list of Cell
         Cells of this victim; those that are done by now are kept.
 
+    Returns
+    -------
+    int
+        Number of cells that were computed here; another job may have done the others meanwhile.
+
     Notes
     -----
     Segmentation stores uint8 (H, W) VOC class ids; detection stores float32 (D, 6) rows
@@ -47,6 +52,7 @@ def predict(
     perturbation (perceptibility, largest value), measured on the stored array.
     """
     network = network.to(device)
+    computed = 0
     for cell in progress(cells):
         with alone(cell), ExitStack() as stack:
             if cell.done():
@@ -61,6 +67,8 @@ def predict(
                     r, known = store.get(source, image_id, tuple(known))
                 seen = torch.from_numpy(apply(image, r, cell.pixels))[None].to(device)
                 shard.put(image_id, prediction(network, seen), known)
+            computed += 1
+    return computed
 
 
 @torch.no_grad()

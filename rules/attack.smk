@@ -17,7 +17,7 @@ rule perturb:
     log:
         "logs/perturb/{experiment}/{image_set}/{source}/{shard}.txt",
     benchmark:
-        "benchmarks/perturb/{experiment}/{image_set}/{source}/{shard}.tsv"
+        "results/{experiment}/benchmarks/perturb/{image_set}/{source}/{shard}.tsv"
     conda:
         "../environment.yml"
     resources:

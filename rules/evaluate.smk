@@ -22,7 +22,7 @@ rule predict:
     log:
         "logs/predict/{experiment}/{product}/{image_set}/{shard}.txt",
     benchmark:
-        "benchmarks/predict/{experiment}/{product}/{image_set}/{shard}.tsv"
+        "results/{experiment}/benchmarks/predict/{product}/{image_set}/{shard}.tsv"
     priority: 1
     conda:
         "../environment.yml"

@@ -27,7 +27,7 @@ for victim, perturbations in params.cells.items():
         from dag.networks.interface import build
 
         images = images or [voc.read_image(root, image_id) for root, image_id in listed]
-        evaluate.predict(
+        computed = evaluate.predict(
             build(network["architecture"], network["arguments"], network["files"]),
             images,
             [image_id for _, image_id in listed],
@@ -35,4 +35,5 @@ for victim, perturbations in params.cells.items():
             device=device(),
             progress=lambda items, victim=victim: progress(items, victim),
         )
+        print(f"{victim}: {computed} cells computed", flush=True)
 cells.write_manifest(snakemake.output[0], wanted)
