@@ -8,9 +8,10 @@ digest of the header, tells whether a file on disk is the one that is wanted.
 Arrays are stored without loss (float32, shuffle + gzip, 14 % smaller) and with a checksum; all
 that is reported is computed from the stored arrays.
 
-A shard is written beside its final place as ``.partial``, flushed after each image, and renamed
+A shard is written beside its final place as ``.partial``, flushed as it grows (`every` of `writing`), and renamed
 when it is complete.  A job that died leaves the partial file, and the next one with the same key
-goes on after the last finished image.  Two settings matter: HDF5's default (oldest) file version,
+goes on after the last finished image; if the kill fell inside a write and damaged the file, the
+shard is begun anew.  Two settings matter: HDF5's default (oldest) file version,
 because a file of the newest version that was not closed cannot be opened again, and the flush.
 """
 
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,13 +232,20 @@ def _header(file: h5py.File) -> dict:
 
 
 def _partial_key(partial: Path) -> str | None:
-    """Key of a partial file; None if it cannot be read, which a job killed in its first write leaves."""
+    """Key of a partial file; None if any of it cannot be read.
+
+    HDF5 changes its index in place: a job killed inside a write can leave a file that opens and is
+    damaged all the same, so everything in it is read.
+    """
     try:
-        with h5py.File(partial, "r") as file:
+        with h5py.File(partial, "r") as file, _intact(partial, "the partial shard is"):
+            for image_id in file:
+                get(file, image_id)
             return file.attrs.get("key")
     except BlockingIOError as error:
         raise ValueError(f"{partial}: another process is writing this shard; wait for it or stop it") from error
-    except OSError:
+    except (OSError, ValueError) as error:
+        print(f"{partial}: damaged by a job that was killed while it wrote, begun anew ({error})", file=sys.stderr)
         return None
 
 

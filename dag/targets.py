@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dag.networks.boxes import overlap as overlap_of
 from dag.networks.interface import Detector, Proposals
-
-VOID = 255
+from dag.voc import VOID
 
 
 @dataclass(frozen=True)

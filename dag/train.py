@@ -25,8 +25,7 @@ from tqdm import tqdm
 from dag.networks import bodies, boxes, interface
 from dag.networks.faster_rcnn import TwoStage
 from dag.networks.interface import Network, Proposals, Segmenter
-
-VOID = 255
+from dag.voc import VOID
 
 # Region proposal network: anchors per image, at most this many of them positive, IoU limits.
 ANCHORS, POSITIVE_ANCHORS, POSITIVE_IOU, NEGATIVE_IOU = 96, 32, 0.55, 0.3

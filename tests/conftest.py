@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+NO_SHARED = f"no folder {SHARED}: not compared with the real images, annotations and weights in it"
 
 
 @functools.cache
@@ -21,7 +22,7 @@ def _cuda_is_available() -> bool:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared") and not SHARED.is_dir():
-        pytest.skip(f"no folder {SHARED}: not compared with the real images, annotations and weights in it")
+        pytest.skip(NO_SHARED)
     if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
         pytest.skip("no sbatch on this machine: nothing is submitted to Slurm")
     if item.get_closest_marker("gpu") and not _cuda_is_available():
@@ -32,5 +33,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def shared() -> Path:
     """The folder of real images, annotations and weights beside the checkout; skips where there is none."""
     if not SHARED.is_dir():
-        pytest.skip(f"no folder {SHARED}: not compared with the real images, annotations and weights in it")
+        pytest.skip(NO_SHARED)
     return SHARED
