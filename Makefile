@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/requirements.stamp
 RULES := Snakefile rules
 
-.PHONY: help all test lint format report lock clean
+.PHONY: help all test smoke lint format report lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ all: $(READY)  ## run the workflow: the default experiment, offline, minutes
 
 test: lint  ## all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
+
+smoke: $(READY)  ## the paper's experiment at full width on two images with random weights, about half an hour
+	$(BIN)/python -m pytest -m full $(ARGS)
 
 lint: $(READY)  ## the checks of style alone
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ min_version("9.14")
 
 
 configfile: f"{workflow.basedir}/config/networks.yaml"
+configfile: f"{workflow.basedir}/config/recipes.yaml"
 configfile: f"{workflow.basedir}/config/image_sets.yaml"
 configfile: f"{workflow.basedir}/config/downloads.yaml"
 configfile: f"{workflow.basedir}/config/config.yaml"

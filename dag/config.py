@@ -43,10 +43,18 @@ def check(config: dict, schema: Path) -> None:
             raise ValueError(f"configuration, targets: {name!r} is neither a table nor a figure")
     for name, entry in config["networks"].items():
         for file in entry.get("files", {}).values():
-            if file not in config["downloads"]:
-                raise ValueError(f"configuration, networks.{name}: file {file!r} is not in downloads")
-        if entry.get("training", {"body": None})["body"] not in (None, *config["bodies"]):
-            raise ValueError(f"configuration, networks.{name}: body {entry['training']['body']!r} is not in bodies")
+            if file not in config["downloads"] and "/" not in file:
+                raise ValueError(
+                    f"configuration, networks.{name}: file {file!r} is not in downloads; "
+                    f"a file of your own is given by its path, ./{file} for one in the working directory"
+                )
+        if "training" in entry:
+            _check_training(config, name)
+    for file, entry in config["downloads"].items():
+        if "archive" in entry and "urls" not in config["downloads"].get(entry["archive"], {}):
+            raise ValueError(
+                f"configuration, downloads.{file}: archive {entry['archive']!r} is not an entry of downloads with urls"
+            )
     if "none" in config["networks"]:
         raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
     for name in (*config["tables"], *config["figures"]):
@@ -58,6 +66,34 @@ def check(config: dict, schema: Path) -> None:
     for kind in ("tables", "figures"):
         for name, entry in config[kind].items():
             _check_product(config, f"{kind}.{name}", entry)
+
+
+def _check_training(config: dict, name: str) -> None:
+    """Refuse a training whose body, recipe, images or initial weights do not exist."""
+    place, entry = f"configuration, networks.{name}", config["networks"][name]
+    training = entry["training"]
+    if "body" in training:
+        if training["body"] not in config["bodies"]:
+            raise ValueError(f"{place}: body {training['body']!r} is not in bodies")
+        return
+    if training["recipe"] not in config["recipes"]:
+        raise ValueError(f"{place}: recipe {training['recipe']!r} is not in recipes")
+    task = config["recipes"][training["recipe"]]["task"]
+    if task != entry["task"]:
+        raise ValueError(f"{place}: recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
+    if training["image_set"] not in config["image_sets"]:
+        raise ValueError(f"{place}: image set {training['image_set']!r} is not in image_sets")
+    initial, stages = training["initial"], {name}
+    if isinstance(initial, str) and initial not in config["downloads"] and "/" not in initial:
+        raise ValueError(f"{place}: initial weights {initial!r} are not in downloads")
+    while isinstance(initial, dict):
+        stage = initial["network"]
+        if "recipe" not in config["networks"].get(stage, {}).get("training", {}):
+            raise ValueError(f"{place}: initial network {stage!r} is not a network that a recipe trains")
+        if stage in stages:
+            raise ValueError(f"{place}: it starts from {stage!r}, which starts from it; name a file for one of them")
+        stages.add(stage)
+        initial = config["networks"][stage]["training"]["initial"]
 
 
 def _plain(error: jsonschema.ValidationError) -> str:
@@ -78,17 +114,38 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
     for image_set in (entry["image_set"], *others.values()):
         if image_set not in config["image_sets"]:
             raise ValueError(f"configuration, {place}: image set {image_set!r} is not in image_sets")
+        if config["image_sets"][image_set].get("repeated"):
+            raise ValueError(
+                f"configuration, {place}: image set {image_set!r} may list an image twice; it is for training alone"
+            )
     for network in others:
         if network not in config["networks"]:
             raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
     for victim in victims(entry):
         if victim not in config["networks"]:
             raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
+    _check_paper(place, entry)
     for row in rows(entry):
         try:
             _check_row(config, entry.get("kind", "table"), row)
         except ValueError as error:
             raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
+
+
+def _check_paper(place: str, entry: dict) -> None:
+    """Refuse values of the paper that no cell of a table would show."""
+    white_box = entry.get("layout") == "white-box"
+    known_rows = entry["sources"] if white_box else rows(entry)
+    known_columns = ("ORIG", "ADVR", "PERM", "p") if white_box else (*victims(entry), "p")
+    for row, columns in entry.get("paper", {}).items():
+        if row not in known_rows:
+            raise ValueError(f"configuration, {place}: paper names the row {row!r}, which the table does not have")
+        for column in columns:
+            if column not in known_columns:
+                raise ValueError(
+                    f"configuration, {place}: paper names the column {column!r} in row {row!r}; "
+                    f"known are {', '.join(known_columns)}"
+                )
 
 
 def _check_row(config: dict, kind: str, row: str) -> None:
@@ -193,15 +250,22 @@ def all_source_sets(config: dict) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
 
 
+def networks(config: dict) -> list[str]:
+    """Networks that `all` runs, in order of first appearance."""
+    sources = [network_of(source) for source, _ in all_source_sets(config)]
+    return list(dict.fromkeys([*sources, *(name for entry in products(config).values() for name in victims(entry))]))
+
+
 def with_local_voc(config: dict) -> dict:
     """The configuration with the image sets of a VOC folder that the user has named by `voc`.
 
-    Such a folder is used as it is: its lists say which images, and how many.
+    Such a folder is used as it is: its own lists say which images, and how many.  Image sets with a
+    list that is derived by a rule keep their size and digest.
 
     Raises
     ------
     ValueError
-        If the folder or one of its lists does not exist.
+        If the folder does not exist, or one of its lists that is needed.
     """
     if config["voc"] is None:
         return config
@@ -211,10 +275,11 @@ def with_local_voc(config: dict) -> dict:
         )
     sets = {}
     used = {image_set for _, image_set in all_source_sets(config)}
+    used |= {image_set for entry in products(config).values() for image_set in image_sets(entry)}
     for name, entry in config["image_sets"].items():
-        roots = [part["root"] for part in entry["parts"]]
-        if name in used and all("{voc}" in root for root in roots):
-            lists = [Path(part["root"].format(voc=config["voc"])) / part["list"] for part in entry["parts"]]
+        own = all(part["list"].startswith("{voc}/") for part in entry["parts"])
+        lists = [Path(part["list"].format(voc=config["voc"])) for part in entry["parts"]]
+        if own and (name in used or all(path.is_file() for path in lists)):
             entry = {**entry, "size": sum(len(voc.read_ids(path)) for path in lists), "sha256": None}
         sets[name] = entry
     return {**config, "image_sets": sets}

@@ -2,8 +2,9 @@
 
 A file is fetched from the first mirror that delivers it, continued after a cut connection, compared
 with its published checksum and only then put in place.  An archive is unpacked beside its folder,
-which appears when it is complete.  Where nobody has published a checksum, `pin` records the one of
-the first download and refuses another one later.
+which appears when it is complete; a single member is taken out and checked like a download.  Where
+nobody has published a checksum, `pin` records the one of the first download and refuses another one
+later.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from lzma import LZMAError
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -37,6 +38,10 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 CHUNK = 1 << 18
+# The kinds of checksums that a file can be published with.
+CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
+# How many members of an archive a sentence names.
+NAMED_MEMBERS = 20
 # These answers may be different a moment later; every other refusal is the mirror's last word.
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_PAUSE_SECONDS = 30.0
@@ -48,6 +53,7 @@ def fetch(
     path: str | Path,
     *,
     sha256: str | None = None,
+    sha256_prefix: str | None = None,
     sha1: str | None = None,
     md5: str | None = None,
     size: int | None = None,
@@ -70,6 +76,8 @@ def fetch(
         Where the file shall be; missing folders are made.
     sha256, sha1, md5 : str, optional
         Published checksums in hexadecimal; all that are given must agree.
+    sha256_prefix : str, optional
+        The first digits of the SHA-256, eight or more, as some publishers put them into file names.
     size : int, optional
         Published size in bytes.
     attempts : int
@@ -88,7 +96,7 @@ def fetch(
         the disk is full.
     """
     path = Path(path)
-    checksums = _checksums(path, sha256=sha256, sha1=sha1, md5=md5)
+    checksums = _checksums(path, sha256, sha256_prefix, sha1, md5)
     if path.exists():
         sha256, problem = _verify(path, checksums, size)
         if problem:
@@ -187,6 +195,67 @@ def unpack(
         shutil.rmtree(build, ignore_errors=True)
 
 
+def extract(
+    archive: str | Path,
+    member: str,
+    path: str | Path,
+    *,
+    sha256: str | None = None,
+    sha256_prefix: str | None = None,
+    sha1: str | None = None,
+    md5: str | None = None,
+    size: int | None = None,
+) -> str:
+    """Take one file out of an archive, check it, put it at `path` and return its SHA-256.
+
+    It is streamed and written beside `path` first; nothing else of the archive is written.
+
+    Parameters
+    ----------
+    archive : path
+        A tar (plain or compressed) or zip archive.
+    member : str
+        Its path in the archive or the last steps of it, where `*` stands for anything within a step;
+        exactly one file must have such a path.
+    path : path
+        Where the file shall be, replacing what is there; missing folders are made.
+    sha256, sha256_prefix, sha1, md5, size
+        As for `fetch`.
+
+    Raises
+    ------
+    ValueError
+        If the archive is damaged, no file of it or several are meant, that file must not be unpacked
+        (see `unpack`) or is not the published one.
+    OSError
+        If the disk is full.
+    """
+    archive, path = Path(archive), Path(path)
+    checksums = _checksums(path, sha256, sha256_prefix, sha1, md5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    try:
+        with _disk_full_in_words(path):
+            with _entries(archive) as entries:
+                names = [entry.name for entry in entries if entry.open or entry.refusal]
+                meant = [name for name in names if PurePosixPath(name).match(member)]
+                if not meant:
+                    raise ValueError(f"{archive}: there is no file {member} inside; it holds {_listed(names)}")
+                if len(meant) > 1:
+                    raise ValueError(f"{archive}: {member} may be any of {_listed(meant)}; name the one that is meant")
+                ((name, _, entry),) = _choose(archive, [e for e in entries if e.name == meant[0]], None, 0)
+                _require_space(part, entry.size)
+                _write(entry, part)
+            found, problem = _verify(part, checksums, size)
+            if problem:
+                raise ValueError(f"{archive}: its member {name} {problem}; is this the right archive?")
+            _sync(part)
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return found
+
+
 def pin(lock: str | Path, name: str, sha256: str) -> None:
     """Record the SHA-256 of a file whose checksum nobody has published; refuse another one later.
 
@@ -235,14 +304,35 @@ def _read_lock(lock: Path) -> dict[str, str]:
 # Checks
 
 
-def _checksums(path: Path, **given: str | None) -> dict[str, str]:
-    """The given checksums in lower case; one of the wrong length is a slip of the configuration."""
+def _checksums(
+    path: Path, sha256: str | None, sha256_prefix: str | None, sha1: str | None, md5: str | None
+) -> dict[str, str]:
+    """The given checksums in lower case; one of the wrong length is a slip of the configuration.
+
+    Of SHA-256 it may be the beginning alone.
+    """
+    given = {"sha256": sha256, "sha1": sha1, "md5": md5}
     checksums = {name: value.strip().lower() for name, value in given.items() if value}
     for name, value in checksums.items():
-        digits = 2 * hashlib.new(name, usedforsecurity=False).digest_size
+        digits = _digits(name)
         if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             raise ValueError(f"{path}: {value!r} is not a {name} checksum; give {digits} hexadecimal digits")
+    if sha256_prefix:
+        beginning = sha256_prefix.strip().lower()
+        if not re.fullmatch("[0-9a-f]{8,64}", beginning):
+            raise ValueError(f"{path}: {sha256_prefix!r} is not the beginning of a sha256 checksum; give 8 digits")
+        if not checksums.setdefault("sha256", beginning).startswith(beginning):
+            raise ValueError(f"{path}: {sha256} does not begin with {beginning}; correct sha256 or sha256_prefix")
     return checksums
+
+
+def _digits(name: str) -> int:
+    return 2 * hashlib.new(name, usedforsecurity=False).digest_size
+
+
+def _in_words(name: str, value: str) -> str:
+    """A checksum for a message; what is not complete says so."""
+    return value if len(value) == _digits(name) else f"{value}..."
 
 
 def _verify(path: Path, checksums: dict[str, str], size: int | None) -> tuple[str, str | None]:
@@ -259,13 +349,16 @@ def _verify(path: Path, checksums: dict[str, str], size: int | None) -> tuple[st
     if size is not None and found != size:
         return sha256, f"has {found} bytes instead of {size}"
     for name, expected in checksums.items():
-        if hashes[name].hexdigest() != expected:
-            return sha256, f"has {name} {hashes[name].hexdigest()} instead of {expected}"
+        if not hashes[name].hexdigest().startswith(expected):
+            return sha256, f"has {name} {hashes[name].hexdigest()} instead of {_in_words(name, expected)}"
     return sha256, None
 
 
 def _by_hand(path: Path, checksums: dict[str, str], size: int | None) -> str:
-    must = [f"its {name.upper().replace('SHA', 'SHA-')} must be {value}" for name, value in checksums.items()]
+    must = [
+        f"its {name.upper().replace('SHA', 'SHA-')} must be {_in_words(name, value)}"
+        for name, value in checksums.items()
+    ]
     must += [f"it must have {size} bytes"] if size is not None else []
     return f"To go on without a mirror, put the file at {path}; " + (
         " and ".join(must) if must else "no checksum of it is published"
@@ -539,6 +632,11 @@ def _write(entry: _Entry, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with entry.open() as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, CHUNK)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMED_MEMBERS
+    return (", ".join(names[:NAMED_MEMBERS]) or "no file") + (f" and {more} more" if more > 0 else "")
 
 
 def _is_under(name: str, prefix: str) -> bool:

@@ -66,9 +66,9 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
     network : dict
         name, task, architecture, arguments, code, and files by role.
     image_set : dict
-        parts, size, sha256, shard_size.
+        name, parts, size, sha256, shard_size.
     """
-    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"])
+    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"])
     images = voc.shard_of(images, shard, image_set["shard_size"])
     header = {
         "network": {name: value for name, value in network.items() if name != "files"},

@@ -44,6 +44,7 @@ def transfer(
     labels: Mapping[str, str],
     symbols: Mapping[str, str],
     pixels: str,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
     """Every perturbation against every victim, in the manner of Tables 2 to 4.
 
@@ -59,6 +60,9 @@ def transfer(
         What a source is called in a sum, e.g. {"fr-zf-07": "r1"}; it may lack sources.
     pixels : str
         "float" or "8-bit".
+    paper : dict of str to dict, optional
+        Printed values of the paper by perturbation: {victim: score in percent, "p": perceptibility}.
+        It may lack any of them.
 
     Returns
     -------
@@ -67,7 +71,8 @@ def transfer(
         victim, column_label, task, image_set, images, metric, pixels, score, score_se,
         companion_metric, companion, companion_se, drop, drop_se, mark (see `mark`),
         perceptibility, linf, and white_box: whether the victim's own perturbation is a summand.
-        A permuted perturbation is a control and never a white-box attack.
+        A permuted perturbation is a control and never a white-box attack.  With `paper` also
+        paper and paper_p, NaN where the value is not known.
 
     Raises
     ------
@@ -83,11 +88,18 @@ def transfer(
         )
     victims = [(victim, _cells(victim, pixels)) for victim in scores]
     return pd.DataFrame(
-        _record(victim, cells, name, label, pixels) for name, label in rows.items() for victim, cells in victims
+        _record(victim, cells, name, label, pixels) | _beside(paper, name, victim["victim"])
+        for name, label in rows.items()
+        for victim, cells in victims
     )
 
 
-def white_box(scores: Sequence[Mapping], sources: Sequence[str], pixels: str) -> pd.DataFrame:
+def white_box(
+    scores: Sequence[Mapping],
+    sources: Sequence[str],
+    pixels: str,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> pd.DataFrame:
     """Every source under its own perturbation, in the manner of Table 1.
 
     Parameters
@@ -98,6 +110,9 @@ def white_box(scores: Sequence[Mapping], sources: Sequence[str], pixels: str) ->
         Rows in order: "network", or "network@variant" for another attack on the same network.
     pixels : str
         "float" or "8-bit".
+    paper : dict of str to dict, optional
+        Printed values of the paper by source: {"ORIG", "ADVR", "PERM": score in percent, "p":
+        perceptibility}.  It may lack any of them.
 
     Returns
     -------
@@ -122,7 +137,7 @@ def white_box(scores: Sequence[Mapping], sources: Sequence[str], pixels: str) ->
             label = row_label(name, {network: victim["label"]}, {})
             record = _record(victim, cells, name, label, pixels)
             named = {"column_label": row_label(source, {network: victim["label"]}, {}), "source": source}
-            records.append({"condition": condition} | record | named)
+            records.append({"condition": condition} | record | named | _beside(paper, source, condition))
     return pd.DataFrame(records)
 
 
@@ -133,7 +148,8 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row per perturbation and image set: row_label, image_set, images, pixels,
-        perceptibility (mean of p over the images) and linf (largest |r|, grey levels).
+        perceptibility (mean of p over the images), linf (largest |r|, grey levels), and paper_p
+        if a frame has it.
 
     Raises
     ------
@@ -149,11 +165,12 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
                 "depending on the victim; some scores are of an older perturbation: compute them again"
             )
         records.append(cells.iloc[0])
-    columns = ["row_label", "image_set", "images", "pixels", "perceptibility", "linf"]
-    return pd.DataFrame(records, columns=columns).reset_index(drop=True)
+    columns = ["row_label", "image_set", "images", "pixels", "paper_p", "perceptibility", "linf"]
+    known = [column for column in columns if column in frame]
+    return pd.DataFrame(records, columns=known).reset_index(drop=True)
 
 
-def statuses(sources: Sequence[Mapping]) -> pd.DataFrame:
+def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = None) -> pd.DataFrame:
     """How the attack ended on the images of every source (section 3.5.2).
 
     Parameters
@@ -161,6 +178,8 @@ def statuses(sources: Sequence[Mapping]) -> pd.DataFrame:
     sources : sequence of dict
         {"source": name, "label": text, "task": "segmentation" or "detection", "records": one dict
         per image: {"status", "iterations", "targets", "perceptibility", "largest"}}.
+    paper : dict of str to float, optional
+        Mean iterations that the paper prints, by source.
 
     Returns
     -------
@@ -168,7 +187,7 @@ def statuses(sources: Sequence[Mapping]) -> pd.DataFrame:
         One row per source: source, label, task, images; the number of images of every status;
         no_step, the images among the converged ones on which no target was recognised to begin
         with (r = 0); then over the images that have targets iterations_mean, iterations_max,
-        targets_mean, perceptibility_mean, linf_max.
+        targets_mean, perceptibility_mean, linf_max; with `paper` also iterations_paper.
 
     Raises
     ------
@@ -194,6 +213,7 @@ def statuses(sources: Sequence[Mapping]) -> pd.DataFrame:
                 "images": len(records),
                 **{status.replace(" ", "_"): int((records.status == status).sum()) for status in STATUSES},
                 "no_step": int(((records.status == "converged") & (records.iterations == 0)).sum()),
+                **({"iterations_paper": paper.get(source["source"], math.nan)} if paper else {}),
                 "iterations_mean": attacked.iterations.mean(),
                 "iterations_max": attacked.iterations.max(),
                 "targets_mean": attacked.targets.mean(),
@@ -249,7 +269,9 @@ def mark(drop: float, drop_se: float) -> str:
     return "↓" if drop > 0 else "↑"
 
 
-def to_markdown(frame: pd.DataFrame, title: str = "", companion: str = "block") -> str:
+def to_markdown(
+    frame: pd.DataFrame, title: str = "", companion: str = "block", notes: Mapping[str, str] | None = None
+) -> str:
     """A frame of this module as Markdown whose source is a readable plain-text table.
 
     Parameters
@@ -261,8 +283,10 @@ def to_markdown(frame: pd.DataFrame, title: str = "", companion: str = "block") 
     companion : str
         Where the companion metric goes: "block" (a second table), "brackets" (behind the score)
         or "none".
+    notes : dict of str to str, optional
+        What a reader has to know of a network, by its printed name: a substitute, for example.
     """
-    blocks, caption = _layout(frame, companion)
+    blocks, caption = _layout(frame, companion, notes)
     parts = [f"### {_markdown_text(title)}"] if title else []
     for heading, header, rows in blocks:
         if heading:
@@ -271,19 +295,26 @@ def to_markdown(frame: pd.DataFrame, title: str = "", companion: str = "block") 
     return "\n\n".join([*parts, _markdown_text(caption)]) + "\n"
 
 
-def document(title: str, sections: Mapping[str, pd.DataFrame], companion: str = "block") -> str:
+def document(
+    title: str,
+    sections: Mapping[str, pd.DataFrame],
+    companion: str = "block",
+    notes: Mapping[str, str] | None = None,
+) -> str:
     """Several frames in one Markdown document: heading -> frame."""
-    tables = [to_markdown(frame, heading, companion) for heading, frame in sections.items()]
+    tables = [to_markdown(frame, heading, companion, notes) for heading, frame in sections.items()]
     return "\n".join([f"## {_markdown_text(title)}\n", *tables])
 
 
-def to_latex(frame: pd.DataFrame, title: str = "", companion: str = "block") -> str:
+def to_latex(
+    frame: pd.DataFrame, title: str = "", companion: str = "block", notes: Mapping[str, str] | None = None
+) -> str:
     """A frame of this module as a LaTeX table in the style of booktabs.
 
     The parameters are those of `to_markdown`; the title begins the caption.  The document needs
     the package booktabs, nothing else.
     """
-    blocks, caption = _layout(frame, companion)
+    blocks, caption = _layout(frame, companion, notes)
     width = len(blocks[0][1])
     lines = []
     for heading, header, rows in blocks:
@@ -376,6 +407,14 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
     }
 
 
+def _beside(paper: Mapping | None, row: str, column: str) -> dict:
+    """What the paper prints for a cell and for the perceptibility of its row."""
+    if paper is None:
+        return {}
+    known = paper.get(row, {})
+    return {"paper": known.get(column, math.nan), "paper_p": known.get("p", math.nan)}
+
+
 def _groups(frame: pd.DataFrame, keys: list[str]):
     return frame.groupby(keys, sort=False)
 
@@ -385,21 +424,28 @@ Grid = tuple[list[str], list[list[tuple[str, bool]]]]
 Block = tuple[str, list[str], list[list[tuple[str, bool]]]]
 
 
-def _layout(frame: pd.DataFrame, companion: str) -> tuple[list[Block], str]:
+def _layout(frame: pd.DataFrame, companion: str, notes: Mapping[str, str] | None) -> tuple[list[Block], str]:
     """Blocks and caption of any frame of this module."""
+    blocks, caption = _blocks(frame, companion)
+    return blocks, " ".join([caption, *(f"{name}: {note}" for name, note in (notes or {}).items())])
+
+
+def _blocks(frame: pd.DataFrame, companion: str) -> tuple[list[Block], str]:
     if companion not in ("block", "brackets", "none"):
         raise ValueError(f"companion {companion!r} is unknown; choose from block, brackets, none")
     if "score" not in frame:
         return _layout_plain(frame)
     lines = _layout_white_box if "condition" in frame else _layout_transfer
+    cells = [_number(row.score, row.score_se, row.mark) for row in frame.itertuples()]
+    if "paper" in frame:
+        cells = [_pair(paper, cell, "{:.2f}") for paper, cell in zip(frame.paper, cells, strict=True)]
     if companion == "brackets":
         cells = [
-            _number(row.score, row.score_se, row.mark) + f" ({_number(row.companion, row.companion_se)})"
-            for row in frame.itertuples()
+            f"{cell} ({_number(row.companion, row.companion_se)})"
+            for cell, row in zip(cells, frame.itertuples(), strict=True)
         ]
         blocks = [("", *lines(frame, cells, "metric"))]
     else:
-        cells = [_number(row.score, row.score_se, row.mark) for row in frame.itertuples()]
         blocks = [(_metrics(frame, "metric"), *lines(frame, cells, "metric"))]
     if companion == "block":
         cells = [_number(row.companion, row.companion_se) for row in frame.itertuples()]
@@ -419,12 +465,12 @@ def _layout_transfer(frame: pd.DataFrame, texts: list[str], metric: str) -> Grid
     rows = []
     for _, row in clean_first:
         row = row.set_index("victim").loc[columns.victim]
-        visible = [row.perceptibility[row.image_set == name].iloc[0] for name in image_sets]
+        visible = [_visible(row[row.image_set == name].iloc[0]) for name in image_sets]
         rows.append(
             [
                 (row.row_label.iloc[0], False),
                 *zip(row.text, row.white_box, strict=True),
-                *((_perceptibility(p) if row.group.iloc[0] != "none" else "", False) for p in visible),
+                *((text if row.group.iloc[0] != "none" else "", False) for text in visible),
             ]
         )
     return header, rows
@@ -442,7 +488,7 @@ def _layout_white_box(frame: pd.DataFrame, texts: list[str], metric: str) -> Gri
                 (row.column_label.iloc[0], False),
                 *([(row[metric].iloc[0], False)] if mixed else []),
                 *zip(row.text, row.white_box, strict=True),
-                (_perceptibility(row.perceptibility["ADVR"]), False),
+                (_visible(row.loc["ADVR"]), False),
             ]
         )
     return ["network", *(["metric"] if mixed else []), *conditions, "p / 10⁻³"], rows
@@ -452,12 +498,14 @@ _PLAIN = {
     "row_label": ("perturbation", str),
     "label": ("source", str),
     "image_set": ("image set", str),
+    "paper_p": ("p / 10⁻³, paper", lambda p: _perceptibility(p)),
     "perceptibility": ("p / 10⁻³", lambda p: _perceptibility(p)),
     "linf": ("L∞ of r", "{:.1f}".format),
     "iteration_limit": ("limit", str),
     "no_targets": ("no targets", str),
     "no_gradient": ("no gradient", str),
     "no_step": ("no step", str),
+    "iterations_paper": ("iterations, paper", "{:.1f}".format),
     "iterations_mean": ("iterations", "{:.1f}".format),
     "iterations_max": ("(max)", "{:.0f}".format),
     "targets_mean": ("targets", "{:.0f}".format),
@@ -491,8 +539,19 @@ def _number(value: float, se: float, change: str = "") -> str:
     return f"{text} {change}" if change else text
 
 
+def _pair(paper: float, here: str, form: str) -> str:
+    """ "paper / here"; a dash where the paper's value is not known."""
+    return f"{'–' if pd.isna(paper) else form.format(paper)} / {here}"
+
+
 def _perceptibility(p: float) -> str:
     return "–" if pd.isna(p) else f"{1000 * p:.1f}"
+
+
+def _visible(row: pd.Series) -> str:
+    """Perceptibility of a row of a frame in 10⁻³, beside that of the paper if there is any."""
+    here = _perceptibility(row.perceptibility)
+    return _pair(1000 * row.paper_p, here, "{:.1f}") if "paper_p" in row else here
 
 
 def _metrics(frame: pd.DataFrame, column: str) -> str:
@@ -514,6 +573,8 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
         )
     pixels = " / ".join(_PIXEL_WORDS[name] for name in frame.pixels.unique())
     sentences = [f"{metrics} in %; {pixels}; {images}."]
+    if "paper" in frame:
+        sentences.append("Paper / here; –: the paper's value is not known to this project.")
     if frame.score_se.notna().any():
         sentences.append("± is one standard error (bootstrap over the images).")
     if (frame["mark"] != "").any():
@@ -568,6 +629,7 @@ _LATEX = {
     "–": "--",
     "10⁻³": "$10^{-3}$",
     "∞": r"$\infty$",
+    "†": r"$\dagger$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
 }

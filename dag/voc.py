@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,17 +94,24 @@ def read_ids(path: str | Path) -> list[str]:
     return ids
 
 
-def read_image_set(parts: Iterable[dict], size: int, sha256: str | None = None) -> list[tuple[Path, str]]:
+def read_image_set(
+    parts: Iterable[dict], size: int, sha256: str | None = None, *, name: str = "", repeated: bool = False
+) -> list[tuple[Path, str]]:
     """Images of an image set, as (root, id) in the order of its lists.
 
     Parameters
     ----------
     parts : iterable of dict
-        {"root": folder of one year, "list": path of the list below it}.
+        {"root": folder of one year, "list": file that lists ids of images in it}.
     size : int
         Number of images that the set must have.
     sha256 : str, optional
         `digest` that its ids must have.
+    name : str
+        Name of the set, for messages.
+    repeated : bool
+        Whether an id may appear once in every part: a training set can hold an image with the
+        annotations of VOC and again with those of SBD.
 
     Raises
     ------
@@ -112,21 +120,80 @@ def read_image_set(parts: Iterable[dict], size: int, sha256: str | None = None) 
     """
     images, lists = [], []
     for part in parts:
-        lists.append(str(Path(part["root"]) / part["list"]))
+        lists.append(str(part["list"]))
         images += [(Path(part["root"]), image_id) for image_id in read_ids(lists[-1])]
-    ids, where = [image_id for _, image_id in images], " + ".join(lists)
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{where}: an image id appears twice; list every image once")
-    if len(ids) != size:
-        raise ValueError(f"{where}: {len(ids)} images, but the image set has {size}; unpack the data again")
-    if sha256 is not None and digest(ids) != sha256:
-        raise ValueError(f"{where}: the ids are not those of the image set (SHA-256 {digest(ids)}, expected {sha256})")
+    listed = images if repeated else [image_id for _, image_id in images]
+    where = " + ".join(lists)
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{_set(name)}: an image id appears twice in {where}; list every image once")
+    check_ids([image_id for _, image_id in images], size, sha256, name=name, where=where)
     return images
+
+
+def check_ids(ids: list[str], size: int, sha256: str | None = None, *, name: str = "", where: str = "its list") -> None:
+    """Refuse ids that are not those of an image set.
+
+    Raises
+    ------
+    ValueError
+        If their number is not `size` or their `digest` not `sha256`; the sentence says which set
+        (`name`) and from which files (`where`).
+    """
+    cure = "unpack the data again and delete derived lists, or correct image_sets"
+    if len(ids) != size:
+        raise ValueError(f"{_set(name)}: {len(ids)} images in {where}, expected {size}; {cure}")
+    if sha256 is not None and digest(ids) != sha256:
+        raise ValueError(f"{_set(name)}: the ids in {where} have SHA-256 {digest(ids)}, expected {sha256}; {cure}")
+
+
+def _set(name: str) -> str:
+    return f"image set {name}" if name else "image set"
 
 
 def shard_of(images: list[tuple[Path, str]], shard: str, shard_size: int) -> list[tuple[Path, str]]:
     """The consecutive slice of an image set that a shard, named by its number, covers."""
     return images[int(shard) * shard_size :][:shard_size]
+
+
+def select(
+    ids: Iterable[str],
+    *,
+    within: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    without_2007: Iterable[str] = (),
+    name: str = "",
+) -> list[str]:
+    """The ids that are left of a list, in its order, each once.
+
+    Parameters
+    ----------
+    ids : iterable of str
+        Where to begin.
+    within : iterable of str, optional
+        Ids among which all that are left must be.
+    without : iterable of str
+        Ids to leave out.
+    without_2007 : iterable of str
+        Ids of VOC2007, xxxxxx, to leave out under the name that later years gave them, 2007_xxxxxx.
+    name : str
+        Name of the image set, for messages.
+
+    Raises
+    ------
+    ValueError
+        If an id is not in `within`, or none is left.
+    """
+    out = {*without, *(f"2007_{image_id}" for image_id in without_2007)}
+    left = [image_id for image_id in dict.fromkeys(ids) if image_id not in out]
+    strange = sorted(set(left) - set(left if within is None else within))
+    if strange:
+        raise ValueError(
+            f"{_set(name)}: {len(strange)} of its ids, the first is {strange[0]}, are not in the list that must "
+            "hold them all; unpack the data again"
+        )
+    if not left:
+        raise ValueError(f"{_set(name)}: no image is left; unpack the data again")
+    return left
 
 
 def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[list[str], list[str]]:
@@ -193,7 +260,12 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
     ValueError
         If the file is missing or damaged.
     """
-    with _open(_image_path(root, image_id)) as image:
+    return read_picture(_image_path(root, image_id))
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """An image file that is in no VOC folder, as `read_image` returns it."""
+    with _open(Path(path)) as image:
         return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1), dtype=np.float32)
 
 
@@ -216,6 +288,65 @@ def read_label_map(root: str | Path, image_id: str) -> np.ndarray:
     if unknown.size:
         raise ValueError(f"{path}: label {unknown[0]} is neither 0..20 nor {VOID} (void); use VOC's class ids")
     return labels
+
+
+def read_sbd_label_map(path: str | Path) -> np.ndarray:
+    """The class of every pixel in an annotation file of SBD (`cls/*.mat`), uint8 (H, W): VOC ids 0..20, no void.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged, or does not hold such a label map.
+    """
+    from scipy.io import loadmat  # here, because most who import this module never read SBD
+
+    try:
+        with open(path, "rb") as file:
+            labels = loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+    except Exception as error:  # scipy lets through what a damaged file provokes deep inside, of any type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a label map of SBD ({reason}); unpack the data again") from error
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise ValueError(f"{path}: not a label map of SBD ({labels.dtype} {labels.shape}); unpack the data again")
+    if labels.max(initial=0) >= len(CLASSES):
+        raise ValueError(f"{path}: label {labels.max()} is not in 0..20; unpack the data again")
+    return labels.astype(np.uint8)
+
+
+def arrange_sbd(folder: str | Path, progress: Callable[[list], Iterable] = iter) -> None:
+    """Bring the unpacked folder `dataset` of SBD into the layout of a VOC year, in place.
+
+    `img/` becomes `JPEGImages/`, `cls/*.mat` become palette PNG files in `SegmentationClass/`, and
+    `train.txt` and `val.txt` go to `ImageSets/Segmentation/`.  What is not listed is dropped.
+
+    Parameters
+    ----------
+    folder : path
+        Holds img/, cls/, train.txt and val.txt.
+    progress : callable
+        Wraps the list of ids that are worked through.
+
+    Raises
+    ------
+    ValueError
+        If a listed image has no image file or no readable annotation.
+    """
+    folder = Path(folder)
+    lists = {name: read_ids(folder / f"{name}.txt") for name in ("train", "val")}
+    for part in ("SegmentationClass", "JPEGImages", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    for image_id in progress(list(dict.fromkeys(lists["train"] + lists["val"]))):
+        source = folder / "img" / f"{image_id}.jpg"
+        if not source.is_file():
+            raise ValueError(f"{source}: no such file, but SBD lists the image; unpack the data again")
+        mask = Image.fromarray(read_sbd_label_map(folder / "cls" / f"{image_id}.mat"))
+        mask.putpalette(colour_map().tobytes())
+        mask.save(folder / "SegmentationClass" / f"{image_id}.png")
+        source.rename(folder / "JPEGImages" / source.name)
+    for name in lists:
+        (folder / f"{name}.txt").rename(folder / "ImageSets" / "Segmentation" / f"{name}.txt")
+    for rest in ("img", "cls"):
+        shutil.rmtree(folder / rest)
 
 
 def read_objects(root: str | Path, image_id: str) -> Objects:

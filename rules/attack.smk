@@ -21,8 +21,9 @@ rule perturb:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=4000,
-        runtime=480,
+        gpu=lambda wildcards: budget.gpus(config, [plan.network_of(wildcards.source)]),
+        mem_mb=lambda wildcards: budget.memory_mb(config, [plan.network_of(wildcards.source)]),
+        runtime=attack_minutes,
     params:
         network=lambda wildcards: network(plan.network_of(wildcards.source)),
         image_set=lambda wildcards: image_set(wildcards.image_set),

@@ -11,6 +11,9 @@ HERE = Path(workflow.basedir)
 sys.path.insert(0, str(HERE))
 shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$PYTHONPATH}}"; ')
 
+from snakemake.logging import logger
+
+from dag import budget
 from dag import config as plan
 from dag.perturbation import SOURCE_PATTERN
 
@@ -19,6 +22,10 @@ try:
     config = plan.with_local_voc(config)
 except ValueError as error:
     raise WorkflowError(str(error))
+
+# What a run on GPUs will cost is said before it is started.
+if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
+    logger.info(budget.summary(config))
 
 VOC = config["voc"] or "resources/VOCdevkit"
 RESULTS = f"results/{config['experiment']}"
@@ -42,9 +49,35 @@ def code(*modules):
     return plan.code_digest(HERE, *modules)
 
 
+def is_extracted(file):
+    """Whether a file of `downloads` is taken out of an archive.
+
+    A member that the user has by itself, in the folder `weights` or in resources/downloads/, is treated
+    like a download.  A member that is extracted already stays as it is.
+    """
+    if "archive" not in config["downloads"][file]:
+        return False
+    checked = Path("resources/checked", file)
+    if checked.is_file() and not checked.is_symlink():
+        return True
+    own = [Path(config["weights"]).expanduser()] if config["weights"] else []
+    return not any((folder / file).is_file() for folder in [*own, Path("resources/downloads")])
+
+
+def files_that_are(extracted):
+    """Pattern of the files of `downloads` that are, or are not, taken out of archives."""
+    files = [re.escape(file) for file in config["downloads"] if is_extracted(file) == extracted]
+    return "|".join(files) or "(?!)"
+
+
+def archive(wildcards):
+    return f"resources/checked/{config['downloads'][wildcards.file]['archive']}"
+
+
 def checks(wildcards):
     """Published size and checksums of a file of `downloads`."""
-    return {key: value for key, value in config["downloads"][wildcards.file].items() if key != "urls"}
+    entry = config["downloads"][wildcards.file]
+    return {key: value for key, value in entry.items() if key not in ("urls", "archive", "member")}
 
 
 def mirrors(wildcards, output):
@@ -54,7 +87,7 @@ def mirrors(wildcards, output):
     reason to run anything again.
     """
     own = [config["weights"]] if config["weights"] else []
-    return own + config["downloads"][wildcards.file]["urls"]
+    return own + config["downloads"][wildcards.file].get("urls", [])
 
 
 def voc_members(year):
@@ -63,18 +96,28 @@ def voc_members(year):
     return [f"VOCdevkit/{year}/{folder}" for folder in folders]
 
 
+def ids_of(*lists):
+    """Lists of the ImageSets folders of VOC."""
+    return [f"{VOC}/{year}/ImageSets/{name}.txt" for year, name in lists]
+
+
+def expected(name):
+    """Size and digest that a derived list must have."""
+    return {key: config["image_sets"][name].get(key) for key in ("size", "sha256")}
+
+
 def image_lists(image_set):
     """Files that list the images of an image set."""
-    return [f"{part['root']}/{part['list']}".format(voc=VOC) for part in config["image_sets"][image_set]["parts"]]
+    return [part["list"].format(voc=VOC) for part in config["image_sets"][image_set]["parts"]]
 
 
 def image_set(name):
     """What a job has to know of an image set."""
     entry = config["image_sets"][name]
-    parts = [{"root": part["root"].format(voc=VOC), "list": part["list"]} for part in entry["parts"]]
+    parts = [{key: path.format(voc=VOC) for key, path in part.items()} for part in entry["parts"]]
     made = {"made": made_by_mini()} if entry.get("made_by") == "mini" else {}
     fixed = {"size": entry["size"], "sha256": entry.get("sha256"), "shard_size": config["shard_size"]}
-    return {"parts": parts} | fixed | made
+    return {"name": name, "parts": parts} | fixed | made
 
 
 def made_by_mini():
@@ -100,7 +143,12 @@ def weights(name):
     entry = config["networks"][name]
     if "training" in entry:
         return {"state_dict": f"resources/weights/{name}.pt"}
-    return {role: f"resources/checked/{file}" for role, file in entry["files"].items()}
+    return {role: weight_file(file) for role, file in entry["files"].items()}
+
+
+def weight_file(file):
+    """Path of an entry of `downloads`, or of a file of the user's own."""
+    return f"resources/checked/{file}" if file in config["downloads"] else str(Path(file))
 
 
 def source_weights(wildcards):
@@ -111,12 +159,36 @@ def training(wildcards):
     return config["networks"][wildcards.network]["training"]
 
 
+def networks_trained_by(key):
+    """Pattern that matches the networks whose training names a `body` (the miniature) or a `recipe`."""
+    return "|".join(name for name, entry in config["networks"].items() if key in entry.get("training", {})) or "(?!)"
+
+
+def recipe_initial(wildcards):
+    """Weights that a recipe starts from: a file, or another network that is trained here."""
+    initial = training(wildcards)["initial"]
+    return weight_file(initial) if isinstance(initial, str) else weights(initial["network"])["state_dict"]
+
+
 def training_inputs(wildcards):
     entry = training(wildcards)
     return {
         "images": f"resources/mini/train/ImageSets/{entry['list']}.txt",
         "body": f"resources/weights/bodies/{entry['body']}.pt",
     }
+
+
+def attack_minutes(wildcards):
+    """Run time to ask a scheduler for."""
+    seconds = budget.attack_seconds(config, wildcards.source, config["shard_size"])
+    return budget.run_time_minutes(seconds, small=480)
+
+
+def predict_minutes(wildcards):
+    """Run time to ask a scheduler for."""
+    entry = product(wildcards.product)
+    seconds = budget.predict_seconds(config, entry, wildcards.image_set, config["shard_size"])
+    return budget.run_time_minutes(seconds, small=240)
 
 
 def perturbation_path(image_set, perturbation, shard):
@@ -208,9 +280,15 @@ def transfer_scores(wildcards):
     return [f"{RESULTS}/scores/{name}.json" for name in transfer_tables()]
 
 
+def printed(name):
+    """What a network is called in print, with a dagger if it stands in for another."""
+    entry = config["networks"][name]
+    return entry["label"] + ("†" if "substitute" in entry else "")
+
+
 def networks_by_name():
     """Printed name and task of every network."""
-    return {name: {"label": entry["label"], "task": entry["task"]} for name, entry in config["networks"].items()}
+    return {name: {"label": printed(name), "task": entry["task"]} for name, entry in config["networks"].items()}
 
 
 def families():
@@ -230,10 +308,20 @@ def pixels(entry):
     return entry.get("pixels", config["pixels"])
 
 
+def mentioned(entry):
+    """Networks that a table or figure mentions."""
+    return sorted({*plan.victims(entry), *(plan.network_of(source) for source, _ in plan.source_sets(entry))})
+
+
 def labels(entry):
     """Printed names of the networks that a table or figure mentions."""
-    names = {*plan.victims(entry), *(plan.network_of(source) for source, _ in plan.source_sets(entry))}
-    return {name: config["networks"][name]["label"] for name in sorted(names)}
+    return {name: printed(name) for name in mentioned(entry)}
+
+
+def substitutes(entry):
+    """What stands in for what in a table or figure, by printed name."""
+    networks = config["networks"]
+    return {printed(name): networks[name]["substitute"] for name in mentioned(entry) if "substitute" in networks[name]}
 
 
 def of_kind(key, value):

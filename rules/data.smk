@@ -1,7 +1,9 @@
-"""Images: the miniature is made, VOC is downloaded and unpacked.
+"""Images: the miniature is made, VOC and SBD are downloaded and unpacked, image lists are derived.
 
-PRODUCTS  resources/mini/{train,test}/ and resources/VOCdevkit/{VOC2007,VOC2012}/ in the VOC layout
-          resources/checked/{file}, links to resources/downloads/{file}
+PRODUCTS  resources/mini/{train,test}/ and resources/VOCdevkit/{VOC2007,VOC2012,SBD}/ in the VOC layout
+          resources/VOCdevkit/VOC2011/ImageSets/Segmentation/, the lists alone
+          resources/image_sets/{image_set}.txt, derived lists
+          resources/checked/{file}, links to resources/downloads/{file}, and members of archives
 """
 
 
@@ -64,6 +66,8 @@ rule download:
         "resources/checked/{file}",
     log:
         "logs/download/{file}.txt",
+    wildcard_constraints:
+        file=files_that_are(extracted=False),
     localrule: True
     conda:
         "../environment.yml"
@@ -74,6 +78,29 @@ rule download:
         urls=mirrors,
     script:
         "../scripts/download.py"
+
+
+rule extract:
+    """A file of `downloads` that was published inside an archive, checked like a download."""
+    input:
+        archive=archive,
+    output:
+        "resources/checked/{file}",
+    log:
+        "logs/extract/{file}.txt",
+    wildcard_constraints:
+        file=files_that_are(extracted=True),
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        member=lambda wildcards: config["downloads"][wildcards.file]["member"],
+        pins="resources/downloads.lock.json",
+        checks=checks,
+    script:
+        "../scripts/extract.py"
 
 
 rule unpack_voc_2007:
@@ -93,6 +120,7 @@ rule unpack_voc_2007:
         runtime=60,
     params:
         members=voc_members("VOC2007"),
+        strip=2,
     script:
         "../scripts/unpack_voc.py"
 
@@ -114,8 +142,50 @@ rule unpack_voc_2012:
         runtime=60,
     params:
         members=voc_members("VOC2012"),
+        strip=2,
     script:
         "../scripts/unpack_voc.py"
+
+
+rule unpack_voc_2011:
+    """The lists of segmented images of VOC2011; the images and label maps are in VOC2012 too."""
+    input:
+        "resources/checked/VOCtrainval_25-May-2011.tar",
+    output:
+        "resources/VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt",
+        "resources/VOCdevkit/VOC2011/ImageSets/Segmentation/val.txt",
+    log:
+        "logs/unpack_voc/2011.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        members=["TrainVal/VOCdevkit/VOC2011/ImageSets/Segmentation"],
+        strip=3,
+    script:
+        "../scripts/unpack_voc.py"
+
+
+rule unpack_sbd:
+    """SBD, its class annotations as label maps in the layout of VOC."""
+    input:
+        "resources/checked/benchmark.tgz",
+    output:
+        "resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt",
+        "resources/VOCdevkit/SBD/ImageSets/Segmentation/val.txt",
+    log:
+        "logs/unpack_sbd.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        members=[f"benchmark_RELEASE/dataset/{part}" for part in ("img", "cls", "train.txt", "val.txt")],
+    script:
+        "../scripts/unpack_sbd.py"
 
 
 rule sample_voc:
@@ -136,3 +206,103 @@ rule sample_voc:
         code=code("dag.voc"),
     script:
         "../scripts/sample_voc.py"
+
+
+rule list_images_seg11valid:
+    """The published list of segmented validation images of VOC2011 that are not in SBD train."""
+    input:
+        ids=["resources/checked/seg11valid.txt"],
+        within=ids_of(("VOC2012", "Segmentation/val")),
+    output:
+        "resources/image_sets/seg11valid.txt",
+    log:
+        "logs/list_images/seg11valid.txt",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        expected=expected("seg11valid"),
+        code=code("dag.voc"),
+    script:
+        "../scripts/list_images.py"
+
+
+rule list_images_voc11_seg_train:
+    """Segmented training images of VOC2011, under the label maps of VOC2012."""
+    input:
+        ids=["resources/VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt"],
+        within=ids_of(("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
+    output:
+        "resources/image_sets/voc11-seg-train.txt",
+    log:
+        "logs/list_images/voc11-seg-train.txt",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        expected=expected("voc11-seg-train"),
+        code=code("dag.voc"),
+    script:
+        "../scripts/list_images.py"
+
+
+rule list_images_sbd_without_voc12:
+    """Images of SBD that VOC2012 has no label map of."""
+    input:
+        ids=[
+            "resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt",
+            "resources/VOCdevkit/SBD/ImageSets/Segmentation/val.txt",
+        ],
+        without=ids_of(("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
+    output:
+        "resources/image_sets/sbd-without-voc12.txt",
+    log:
+        "logs/list_images/sbd-without-voc12.txt",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        expected=expected("sbd-without-voc12"),
+        code=code("dag.voc"),
+    script:
+        "../scripts/list_images.py"
+
+
+rule list_images_table4_687:
+    """Images with masks and boxes that the first four networks of Table 4 have not been trained on."""
+    input:
+        ids=ids_of(("VOC2012", "Segmentation/val")),
+        without=["resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt"],
+        without_2007=ids_of(("VOC2007", "Main/trainval")),
+    output:
+        "resources/image_sets/table4-687.txt",
+    log:
+        "logs/list_images/table4-687.txt",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        expected=expected("table4-687"),
+        code=code("dag.voc"),
+    script:
+        "../scripts/list_images.py"
+
+
+rule list_images_table4_110:
+    """Images with masks and boxes that detectors trained on 07+12 trainval have not seen either."""
+    input:
+        ids=ids_of(("VOC2012", "Segmentation/val")),
+        without=ids_of(("VOC2012", "Main/trainval")),
+        without_2007=ids_of(("VOC2007", "Main/trainval")),
+    output:
+        "resources/image_sets/table4-110.txt",
+    log:
+        "logs/list_images/table4-110.txt",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        expected=expected("table4-110"),
+        code=code("dag.voc"),
+    script:
+        "../scripts/list_images.py"

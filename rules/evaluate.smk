@@ -27,8 +27,9 @@ rule predict:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=4000,
-        runtime=240,
+        gpu=lambda wildcards: budget.gpus(config, list(cells(wildcards))),
+        mem_mb=lambda wildcards: budget.memory_mb(config, list(cells(wildcards))),
+        runtime=predict_minutes,
     params:
         folder=lambda wildcards: f"{RESULTS}/{wildcards.image_set}",
         cells=cells,

@@ -1,4 +1,4 @@
-"""Weights of the networks that are trained here.
+"""Weights of the networks that are trained here: the miniature's, and full-size ones that cannot be had.
 
 PRODUCTS  resources/weights/bodies/{body}.pt, resources/weights/{network}.pt
 """
@@ -26,13 +26,15 @@ rule pretrain:
 
 
 rule train:
-    """A network from its body and its list of training images."""
+    """A network of the miniature from its body and its list of training images."""
     input:
         unpack(training_inputs),
     output:
         "resources/weights/{network}.pt",
     log:
         "logs/train/{network}.txt",
+    wildcard_constraints:
+        network=networks_trained_by("body"),
     conda:
         "../environment.yml"
     resources:
@@ -45,3 +47,36 @@ rule train:
         code=code("dag.train", "dag.voc"),
     script:
         "../scripts/train.py"
+
+
+rule train_by_recipe:
+    """A full-size network by a published recipe, from weights of ImageNet or from the stage before it.
+
+    Every few minutes the job writes resources/weights/{network}.checkpoint, which is not declared: one that was
+    killed goes on from there.
+    """
+    input:
+        initial=recipe_initial,
+        lists=lambda wildcards: ancient(image_lists(training(wildcards)["image_set"])),
+    output:
+        "resources/weights/{network}.pt",
+    log:
+        "logs/train_by_recipe/{network}.txt",
+    wildcard_constraints:
+        network=networks_trained_by("recipe"),
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=2880,
+    params:
+        network=lambda wildcards: network(wildcards.network),
+        image_set=lambda wildcards: image_set(training(wildcards)["image_set"]),
+        repeated=lambda wildcards: config["image_sets"][training(wildcards)["image_set"]].get("repeated", False),
+        recipe=lambda wildcards: config["recipes"][training(wildcards)["recipe"]],
+        seed=config["seed"],
+        code=code("dag.recipes"),
+    script:
+        "../scripts/train_by_recipe.py"

@@ -32,6 +32,7 @@ rule tabulate:
         title=lambda wildcards: product(wildcards.product)["title"],
         description=lambda wildcards: product(wildcards.product)["description"],
         labels=lambda wildcards: labels(product(wildcards.product)),
+        notes=lambda wildcards: substitutes(product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: pixels(product(wildcards.product)),
         code=code("dag.tables", "dag.figures"),
@@ -57,6 +58,7 @@ rule tabulate_statuses:
         "../environment.yml"
     params:
         networks=networks_by_name(),
+        paper=config["paper_iterations"],
         code=code("dag.tables", "dag.results"),
     script:
         "../scripts/tabulate_statuses.py"

@@ -6,10 +6,10 @@ start(snakemake.log[0])
 
 import os
 
-from dag.download import fetch, pin, pinned
+from dag.download import CHECKSUMS, fetch, pin, pinned
 
 params, file = snakemake.params, snakemake.wildcards.file
-published = any(params.checks.get(kind) for kind in ("sha256", "sha1", "md5"))
+published = any(params.checks.get(kind) for kind in CHECKSUMS)
 checks = params.checks if published else params.checks | {"sha256": pinned(params.pins, file)}
 sha256 = fetch(params.urls, params.path, **checks)
 if not published:

@@ -16,7 +16,7 @@ def paths(files, part):
 
 
 params, settings = snakemake.params, snakemake.params.image_set
-images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"])
+images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
 blocks = example_blocks(
     voc.chosen(images, params.entry["images"]),
     params.entry["panels"],

@@ -15,7 +15,7 @@ scores = {}
 for name, settings in params.image_sets.items():
     found = score(
         [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest],
-        voc.read_image_set(settings["parts"], settings["size"], settings["sha256"]),
+        voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name),
         {victim: params.networks[victim] for victim in settings["victims"]},
         resamples=params.bootstrap,
         seed=params.seed,

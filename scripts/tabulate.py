@@ -13,20 +13,22 @@ from dag import figures, tables
 from dag.store import write_text
 
 params, output = snakemake.params, snakemake.output
+entry, paper = params.entry, params.entry.get("paper")
 scores = json.loads(Path(snakemake.input.scores).read_text())
-if params.entry["layout"] == "transfer":
+if entry["layout"] == "transfer":
     frames = {
-        pixels: tables.transfer(scores, params.entry["perturbations"], params.labels, params.symbols, pixels)
+        pixels: tables.transfer(scores, entry["perturbations"], params.labels, params.symbols, pixels, paper)
         for pixels in params.pixels
     }
 else:
-    frames = {pixels: tables.white_box(scores, params.entry["sources"], pixels) for pixels in params.pixels}
+    frames = {pixels: tables.white_box(scores, entry["sources"], pixels, paper) for pixels in params.pixels}
 write_text(output.csv, pd.concat(frames.values()).to_csv(index=False))
 headings = {"float": "Float images", "8-bit": "8-bit images"}
+sections = {headings[pixels]: frame for pixels, frame in frames.items()}
+write_text(output.markdown, tables.document(params.title, sections, notes=params.notes))
 write_text(
-    output.markdown, tables.document(params.title, {headings[pixels]: frame for pixels, frame in frames.items()})
+    output.latex, "\n".join(tables.to_latex(frame, params.title, notes=params.notes) for frame in frames.values())
 )
-write_text(output.latex, "\n".join(tables.to_latex(frame, params.title) for frame in frames.values()))
 figure = figures.table_figure(frames["float"], params.title)
 figures.save(figure, output.svg)
 figures.save(figure, output.png)

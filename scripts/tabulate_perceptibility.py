@@ -15,7 +15,14 @@ from dag.store import write_text
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 frames = [
-    tables.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, "float")
+    tables.transfer(
+        json.loads(Path(path).read_text()),
+        entry["perturbations"],
+        labels,
+        params.symbols,
+        "float",
+        entry.get("paper"),
+    )
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
 ]
 frame = tables.perceptibility(pd.concat(frames))

@@ -8,6 +8,6 @@ from dag import tables
 from dag.results import records
 from dag.store import write_text
 
-frame = tables.statuses(records(snakemake.input.shards, snakemake.params.networks))
+frame = tables.statuses(records(snakemake.input.shards, snakemake.params.networks), snakemake.params.paper)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, tables.document("How the attacks ended", {"All sources": frame}))

@@ -1,4 +1,4 @@
-"""Unpack one year of VOC; see rules unpack_voc_2007 and unpack_voc_2012."""
+"""Unpack one year of VOC; see rules unpack_voc_*."""
 
 from dag.job import start
 
@@ -11,4 +11,4 @@ from dag.download import unpack
 
 root = Path(snakemake.output[0]).parents[2]
 shutil.rmtree(root, ignore_errors=True)  # the folders that Snakemake made, or an older attempt
-unpack(snakemake.input, root, snakemake.params.members, strip=2)
+unpack(snakemake.input, root, snakemake.params.members, strip=snakemake.params.strip)

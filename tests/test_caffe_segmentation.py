@@ -16,7 +16,7 @@ from torch import nn
 
 from dag.networks import caffe
 from dag.networks.deeplab_caffe import deeplab_resnet101, deeplab_vgg16
-from dag.networks.fcn_caffe import fcn8s_vgg16, fcn_alexnet
+from dag.networks.fcn_caffe import fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16, fcn_alexnet
 from dag.networks.interface import build
 
 torch.set_num_threads(1)
@@ -253,6 +253,24 @@ def vgg16(net: Prototxt, pools: list[dict], pad=1, dilation=1, widths: dict[str,
     return top
 
 
+def fcn32s_prototxt(height: int, width: int) -> Prototxt:
+    net = Prototxt(height, width)
+    top = net.conv("fc6", vgg16(net, [{"kernel": 2, "stride": 2}] * 5, pad=100), 12, 7)
+    top = net.conv("score_fr", net.conv("fc7", top, 10), 4, relu=False)
+    net.crop("score", net.deconv("upscore", top, 64, 32), "data", 19)
+    return net
+
+
+def fcn16s_prototxt(height: int, width: int) -> Prototxt:
+    net = Prototxt(height, width)
+    top = net.conv("fc6", vgg16(net, [{"kernel": 2, "stride": 2}] * 5, pad=100), 12, 7)
+    top = net.conv("score_fr", net.conv("fc7", top, 10), 4, relu=False)
+    top = net.deconv("upscore2", top, 4, 2)
+    skip = net.crop("score_pool4c", net.conv("score_pool4", "pool4", 4, relu=False), top, 5)
+    net.crop("score", net.deconv("upscore16", net.eltwise("fuse_pool4", top, skip), 32, 16), "data", 27)
+    return net
+
+
 def fcn8s_prototxt(height: int, width: int) -> Prototxt:
     net = Prototxt(height, width)
     top = net.conv("fc6", vgg16(net, [{"kernel": 2, "stride": 2}] * 5, pad=100), 12, 7)
@@ -346,6 +364,18 @@ NETWORKS = {
         lambda **files: fcn8s_vgg16(labels=LABELS, widths=NARROW_VGG16, **files),
         fcn8s_prototxt,
         "fuse_pool3",
+        FCN_MEAN,
+    ),
+    "fcn16s": (
+        lambda **files: fcn16s_vgg16(labels=LABELS, widths=NARROW_VGG16, **files),
+        fcn16s_prototxt,
+        "fuse_pool4",
+        FCN_MEAN,
+    ),
+    "fcn32s": (
+        lambda **files: fcn32s_vgg16(labels=LABELS, widths=NARROW_VGG16, **files),
+        fcn32s_prototxt,
+        "score_fr",
         FCN_MEAN,
     ),
     "aspp": (

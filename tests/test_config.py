@@ -49,6 +49,11 @@ def table(**entry) -> dict:
     return {"tables": {"mine": base | {"perturbations": ["none"], "victims": ["mini-fr-zf-07"]} | entry}}
 
 
+def trained(**entry) -> dict:
+    """The training of a network by a recipe, with some entries changed."""
+    return {"networks": {"fcn-alex-star": {"training": entry}}}
+
+
 def figure(**entry) -> dict:
     return {"figures": {"mine": {"title": "", "description": "", "image_set": "mini-test"} | entry}}
 
@@ -188,11 +193,69 @@ MISTAKES = {
         {"networks": {"mini-fr-zf-07": {"training": {"body": "big"}}}},
         "networks.mini-fr-zf-07: body 'big' is not in bodies",
     ),
+    "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star: recipe 'fcn' is not in recipes"),
+    "a recipe for the other task": (
+        trained(recipe="rfcn"), "networks.fcn-alex-star: recipe 'rfcn' is for detection, the network for segmentation",
+    ),
+    "unknown training images": (
+        trained(image_set="voc"), "networks.fcn-alex-star: image set 'voc' is not in image_sets",
+    ),
+    "unknown initial weights": (
+        trained(initial="x.caffemodel"),
+        "networks.fcn-alex-star: initial weights 'x.caffemodel' are not in downloads",
+    ),
+    "an initial network that is not trained": (
+        trained(initial={"network": "mini-fcn-vgg"}),
+        "networks.fcn-alex-star: initial network 'mini-fcn-vgg' is not a network that a recipe trains",
+    ),
+    "stages in a circle": (
+        {"networks": {"fcn32s-vgg-star": {"training": {"initial": {"network": "fcn-vgg-star"}}}}},
+        "networks.fcn32s-vgg-star: it starts from 'fcn32s-vgg-star', which starts from it; name a file for one",
+    ),
+    "a training of both kinds": (
+        trained(body="mini-vgg"),
+        "networks.fcn-alex-star.training: unknown key 'body'; known keys are image_set, initial, recipe",
+    ),
+    "a schedule without its step": (
+        {"recipes": {"rfcn": {"schedule": {"kind": "poly"}}}}, "recipes.rfcn.schedule: 'power' is a required property",
+    ),
+    "a rate that YAML takes for a text": (
+        {"recipes": {"rfcn": {"rate": "1e-3"}}}, "recipes.rfcn.rate: '1e-3' is not of type 'number'",
+    ),
+    "a key of the other task in a recipe": ({"recipes": {"rfcn": {"crop": 321}}}, "recipes.rfcn: "),
     "an unknown file": (
         {"networks": {"fr": {"label": "", "task": "detection", "architecture": "a:b", "files": {"w": "x.zip"}}}},
         "networks.fr: file 'x.zip' is not in downloads",
     ),
     "a malformed digest": ({"image_sets": {"mini-test": {"sha256": "abc"}}}, "image_sets.mini-test.sha256: 'abc' "),
+    "a list with an unknown folder": (
+        {"image_sets": {"x": {"parts": [{"root": "a", "list": "{VOC}/b"}], "size": 1}}},
+        "image_sets.x.parts.0.list: '{VOC}/b' does not match",
+    ),
+    "a training set for a table": (
+        merge(table(image_set="x"),
+              {"image_sets": {"x": {"parts": [{"root": "a", "list": "b"}], "size": 1, "repeated": True}}}),
+        "tables.mine: image set 'x' may list an image twice; it is for training alone",
+    ),
+    "a file from nowhere": ({"downloads": {"x": {"size": 1}}}, "downloads.x: give exactly one of urls and archive"),
+    "a file from two places": (
+        {"downloads": {"x": {"urls": ["a"], "archive": "b", "member": "c"}}},
+        "downloads.x: give exactly one of urls and archive",
+    ),
+    "an archive without member": (
+        {"downloads": {"x": {"archive": "b"}}}, "downloads.x: 'member' is a dependency of 'archive'",
+    ),
+    "an unknown archive": (
+        {"downloads": {"x": {"archive": "b", "member": "c"}}},
+        "downloads.x: archive 'b' is not an entry of downloads with urls",
+    ),
+    "a member of a member": (
+        {"downloads": {"x": {"archive": "y", "member": "c"}, "y": {"archive": "x", "member": "c"}}},
+        "downloads.x: archive 'y' is not an entry of downloads with urls",
+    ),
+    "a short beginning of a checksum": (
+        {"downloads": {"x": {"urls": ["a"], "sha256_prefix": "abc"}}}, "downloads.x.sha256_prefix: 'abc' does not",
+    ),
     "an image set without size": (
         {"image_sets": {"x": {"parts": [{"root": "a", "list": "b"}]}}}, "image_sets.x: 'size' is a required property",
     ),
@@ -219,8 +282,9 @@ def test_a_missing_key_is_named(name):
 
 def image_list(folder: Path, ids: str) -> list[dict]:
     (folder / "ImageSets").mkdir(exist_ok=True)
-    (folder / "ImageSets" / "test.txt").write_text(ids)
-    return [{"root": str(folder), "list": "ImageSets/test.txt"}]
+    path = folder / "ImageSets" / "test.txt"
+    path.write_text(ids)
+    return [{"root": str(folder), "list": str(path)}]
 
 
 def test_an_image_set_must_have_its_size_and_ids(tmp_path):
@@ -230,16 +294,28 @@ def test_an_image_set_must_have_its_size_and_ids(tmp_path):
     digest = "0" * 64
     right = voc.digest(["c", "a", "b"])
     assert voc.read_image_set(parts, 3, right) == expected
-    with pytest.raises(ValueError, match="test.txt: 3 images, but the image set has 4; unpack the data again"):
-        voc.read_image_set(parts, 4)
+    with pytest.raises(ValueError, match="^image set mine: 3 images in .*test.txt, expected 4; unpack the data again"):
+        voc.read_image_set(parts, 4, name="mine")
     with pytest.raises(
-        ValueError, match=f"test.txt: the ids are not those of the image set .*{right}, expected {digest}"
+        ValueError, match=f"^image set: the ids in .*test.txt have SHA-256 {right}, expected {digest}; "
     ):
         voc.read_image_set(parts, 3, digest)
-    with pytest.raises(ValueError, match="test.txt: an image id appears twice"):
+    with pytest.raises(ValueError, match="image set: an image id appears twice in .*test.txt; list every image once"):
         voc.read_image_set(parts + parts, 6)
     with pytest.raises(ValueError, match="nowhere/x.txt: no such image list"):
-        voc.read_image_set([{"root": "nowhere", "list": "x.txt"}], 3)
+        voc.read_image_set([{"root": "nowhere", "list": "nowhere/x.txt"}], 3)
+
+
+def test_a_training_set_may_hold_an_image_with_two_annotations(tmp_path):
+    for folder in ("VOC2012", "SBD"):
+        (tmp_path / folder).mkdir()
+    parts = image_list(tmp_path / "VOC2012", "a\nb\n") + image_list(tmp_path / "SBD", "b\nc\n")
+    both = [(tmp_path / "VOC2012", "a"), (tmp_path / "VOC2012", "b"), (tmp_path / "SBD", "b"), (tmp_path / "SBD", "c")]
+    assert voc.read_image_set(parts, 4, voc.digest("abc"), repeated=True) == both
+    with pytest.raises(ValueError, match="image id appears twice"):
+        voc.read_image_set(parts, 4)
+    with pytest.raises(ValueError, match="image id appears twice"):
+        voc.read_image_set(parts + parts[:1], 6, repeated=True)
 
 
 def test_the_digest_of_ids_is_that_of_their_sorted_lines():
@@ -252,14 +328,19 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
     for year in ("VOC2007", "VOC2012"):
         (tmp_path / year).mkdir()
         image_list(tmp_path / year, "1\n2\n")
+
+    def part(year):
+        return {"root": f"{{voc}}/{year}", "list": f"{{voc}}/{year}/ImageSets/test.txt"}
+
     entry = {"size": 4952, "sha256": "0" * 64}
     config = changed(
         {
             "voc": str(tmp_path),
             "image_sets": {
-                "mine": entry
-                | {"parts": [{"root": f"{{voc}}/{y}", "list": "ImageSets/test.txt"} for y in ("VOC2007", "VOC2012")]},
-                "unused": entry | {"parts": [{"root": "{voc}/VOC2010", "list": "ImageSets/none.txt"}]},
+                "mine": entry | {"parts": [part("VOC2007"), part("VOC2012")]},
+                "unused": entry | {"parts": [part("VOC2010")]},
+                "training": entry | {"parts": [part("VOC2007")]},
+                "derived": entry | {"parts": [part("VOC2012"), part("VOC2012") | {"list": "resources/derived.txt"}]},
             },
             "targets": ["mine"],
         }
@@ -269,13 +350,21 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
     plan.check(config, SCHEMA)
     local = plan.with_local_voc(config)
     assert local["image_sets"]["mine"]["size"] == 4 and local["image_sets"]["mine"]["sha256"] is None
-    # what no table needs is not even looked for; the miniature and the original stay
+    # what no table needs may be missing; derived lists, the miniature and the original stay
     assert local["image_sets"]["unused"]["size"] == 4952
+    assert local["image_sets"]["training"]["size"] == 2 and local["image_sets"]["training"]["sha256"] is None
+    assert local["image_sets"]["derived"] == config["image_sets"]["derived"]
     assert local["image_sets"]["mini-test"] == BASE["image_sets"]["mini-test"]
     assert config["image_sets"]["mine"]["size"] == 4952
     assert plan.with_local_voc(config | {"voc": None})["image_sets"]["mine"]["size"] == 4952
     with pytest.raises(ValueError, match="configuration, voc: absent is not a folder; name the one that holds"):
         plan.with_local_voc(config | {"voc": "absent"})
+    (tmp_path / "VOC2012/ImageSets/test.txt").unlink()
+    with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
+        plan.with_local_voc(config)
+    # a table of clean images alone needs its images too
+    with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
+        plan.with_local_voc(merge(config, {"tables": {"mine": {"perturbations": ["none"]}}}))
 
 
 # What follows from a configuration

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from dag import download
-from dag.download import fetch, pin, pinned, unpack
+from dag.download import extract, fetch, pin, pinned, unpack
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 OTHER = bytes(reversed(BODY))
@@ -360,6 +361,28 @@ def test_malformed_checksum(path):
         quick([], path, md5="abc")
 
 
+def test_beginning_of_a_checksum(server, path):
+    beginning = SHA256[:8]
+    quick(server.url(), path, sha256=None, sha256_prefix=beginning.upper())
+    assert path.read_bytes() == BODY
+    assert quick([], path, sha256_prefix=beginning) == SHA256
+    with pytest.raises(ValueError, match="has sha256 .* instead of 00000000[.]{3}; delete it"):
+        quick([], path, sha256=None, sha256_prefix="00000000")
+    path.unlink()
+    # enough to tell whether the pieces of two servers belong together, and a wrong file from the right one
+    server.answers = [Answer(body=OTHER), Answer(stop_at=300_000), Answer(status=404), Answer()]
+    urls = [server.url("wrong"), server.url("half"), server.url("rest")]
+    quick(urls, path, sha256=None, sha256_prefix=beginning)
+    assert path.read_bytes() == BODY and server.ranges[-1] == "bytes=299999-"
+    path.unlink()
+    with pytest.raises(OSError, match=f"its SHA-256 must be {beginning}[.]{{3}}"):
+        quick([], path, sha256=None, sha256_prefix=beginning)
+    with pytest.raises(ValueError, match="'abc' is not the beginning of a sha256 checksum; give 8 digits"):
+        quick([], path, sha256_prefix="abc")
+    with pytest.raises(ValueError, match=f"{SHA256} does not begin with 00000000; correct"):
+        quick([], path, sha256_prefix="00000000")
+
+
 def test_disk_is_full_before_and_while_writing(server, path, monkeypatch):
     usage = shutil.disk_usage(path.parents[1])._replace(free=1000)
     with monkeypatch.context() as context:
@@ -566,6 +589,126 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"the disk is full .*make room"):
         unpack(make_tar(tmp_path / "1.tar"), tmp_path / "out")
     assert only(tmp_path) == ["1.tar"]
+
+
+# One member of an archive
+
+MEMBERS = {
+    "out/ZF/proposal_final": b"zf",
+    "out/vgg/proposal_final": BODY,
+    "train_iter_20.caffemodel": b"train",
+    "train2_iter_20.caffemodel": b"train2",
+    "__MACOSX/._train_iter_20.caffemodel": b"junk",
+}
+
+
+def members(archive: Path, kind: str) -> Path:
+    if kind == "zip":
+        return make_zip(archive, MEMBERS)
+    return make_tar(archive, MEMBERS, {"tar": "w", "tgz": "w:gz", "xz": "w:xz"}[kind])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("out/vgg/proposal_final", "out/vgg/proposal_final"),
+        ("vgg/proposal_final", "out/vgg/proposal_final"),
+        ("ZF/*_final", "out/ZF/proposal_final"),
+        ("train_iter_20.caffemodel", "train_iter_20.caffemodel"),
+        ("train_iter_*.caffemodel", "train_iter_20.caffemodel"),
+    ],
+)
+def test_one_member(tmp_path, path, kind, member, name):
+    content = MEMBERS[name]
+    checks = {kind: hashlib.new(kind, content).hexdigest() for kind in ("sha256", "sha1", "md5")}
+    checks |= {"sha256_prefix": checks["sha256"][:8], "size": len(content)}
+    archive = members(tmp_path / "archive", kind)
+    assert extract(archive, member, path, **checks) == checks["sha256"]
+    assert path.read_bytes() == content
+    assert only(path.parent) == ["file.bin"] and only(tmp_path) == ["archive", "downloads"]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_no_or_several_members(tmp_path, path, kind):
+    archive = members(tmp_path / "archive", kind)
+    with pytest.raises(
+        ValueError, match="there is no file caffe/x inside; it holds out/ZF/proposal_final, out/vgg/"
+    ) as e:
+        extract(archive, "caffe/x", path)
+    assert "\n" not in str(e.value)
+    with pytest.raises(
+        ValueError, match="/proposal_final may be any of out/ZF/proposal_final, out/vgg/proposal_final; "
+    ):
+        extract(archive, "*/proposal_final", path)
+    # neither a folder nor a part of a name is a file
+    for member in "ZF", "final", "proposal":
+        with pytest.raises(ValueError, match=f"there is no file {member} inside"):
+            extract(archive, member, path)
+    assert only(path.parent) == []
+
+
+def test_a_long_archive_is_not_listed_whole(tmp_path, path):
+    archive = make_zip(tmp_path / "1.zip", {f"{number}": b"" for number in range(1000)})
+    with pytest.raises(ValueError, match="it holds 0, 1, .*, 19 and 980 more$"):
+        extract(archive, "x", path)
+
+
+def test_member_that_is_not_the_published_one(tmp_path, path):
+    archive = members(tmp_path / "archive", "tgz")
+    path.parent.mkdir()
+    path.write_bytes(b"older")
+    with pytest.raises(ValueError, match=r"its member out/ZF/proposal_final has sha1 .* instead of 0{40}; is this the"):
+        extract(archive, "ZF/proposal_final", path, sha1="0" * 40)
+    with pytest.raises(ValueError, match="has 2 bytes instead of 3; is this the right archive"):
+        extract(archive, "ZF/proposal_final", path, size=3)
+    assert path.read_bytes() == b"older" and only(path.parent) == ["file.bin"]
+    extract(archive, "ZF/proposal_final", path)
+    assert path.read_bytes() == b"zf"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_member(tmp_path, path, name):
+    info, reason = HOSTILE[name]
+    archive = make_tar(tmp_path / "hostile.tar", extra=[info])
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        extract(archive, "evil", path)
+    assert only(tmp_path) == ["downloads", "hostile.tar"] and only(path.parent) == []
+    assert extract(archive, "README", path) == hashlib.sha256(b"hello").hexdigest()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_member_of_a_truncated_archive(tmp_path, path, kind, kept):
+    archive = members(tmp_path / "archive", kind)
+    archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
+    with pytest.raises(ValueError, match=r"not a complete tar or zip archive \(.+\); download it again"):
+        extract(archive, "ZF/proposal_final", path)
+    assert only(path.parent) == []
+
+
+def test_a_great_member_is_not_held_in_memory(tmp_path, path):
+    size = 60_000_000
+    with tarfile.open(tmp_path / "great.tgz", "w:gz", compresslevel=1) as tar:
+        info = tarfile.TarInfo("great")
+        info.size = size
+        with open("/dev/zero", "rb") as zero:
+            tar.addfile(info, zero)
+    tracemalloc.start()
+    try:
+        extract(tmp_path / "great.tgz", "great", path, size=size)
+        assert tracemalloc.get_traced_memory()[1] < size / 10
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size == size
+
+
+def test_no_room_for_a_member(tmp_path, path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"the disk is full .*make room for .*file.bin"):
+        extract(make_tar(tmp_path / "1.tar"), "README", path)
+    assert only(path.parent) == []
 
 
 # The record of first downloads

@@ -97,3 +97,106 @@ def test_weight_files_run_no_code(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         interface.build(FCN, ARGUMENTS, {"state_dict": tmp_path / "weights.pt"})
     assert not (tmp_path / "made.txt").exists()
+
+
+# Networks from outside the project
+
+OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from dag.networks.interface import Segmenter
+
+
+@dataclass(frozen=True)
+class Settings:
+    gain: float = 1.0
+
+
+class Own(Segmenter):
+    def __init__(self, labels, gain):
+        super().__init__()
+        self.labels = tuple(labels)
+        self.layer = nn.Conv2d(3, len(labels), 1)
+        self.settings = Settings(gain)
+
+    def body(self, images):
+        return self.settings.gain * self.layer(images / 255)
+
+    def upsample(self, scores, size):
+        return scores
+
+
+def own(labels, gain=1.0):
+    return Own(labels, gain)
+
+
+def wrong(labels):
+    return Own(labels, 1).layer
+
+
+def forgotten(labels):
+    Own(labels, 1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path}/own.py"
+
+
+def test_a_path_is_taken_from_the_working_directory(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = interface.build("own.py:own", {"labels": [0, 3], "gain": 2.0})
+    assert network.settings.gain == 2 and not network.training
+    # two files of one name are two modules
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "own.py").write_text(
+        OWN.replace("gain: float = 1.0", "gain: float = 1.0\n    bias: float = 5")
+    )
+    assert hasattr(interface.build("other/own.py:own", {"labels": [0, 3]}).settings, "bias")
+    assert not hasattr(interface.build("own.py:own", {"labels": [0, 3]}).settings, "bias")
+
+
+def test_a_package_that_is_not_installed(own, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dag_test_package").mkdir()
+    (tmp_path / "dag_test_package" / "own.py").write_text(OWN)
+    assert interface.build("dag_test_package.own:own", {"labels": [0, 3]}).labels == (0, 3)
+
+
+def test_a_network_from_outside_is_checked_and_one_of_the_project_is_not(own):
+    with pytest.raises(ValueError, match=r"own.py:own: its labels are \(3, 4\); a segmenter needs"):
+        interface.build(f"{own}:own", {"labels": [3, 4]})
+    assert interface.build(FCN, {"body": "alex", "labels": [3, 4]}).labels == (3, 4)
+
+
+def test_weights_are_checked_before_the_network_is_shown_an_image(own, tmp_path):
+    torch.save({"layer.weight": torch.full((2, 3, 1, 1), torch.inf), "layer.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="weight layer.weight has values that are not finite"):
+        interface.build(f"{own}:own", {"labels": [0, 4]}, {"state_dict": tmp_path / "w.pt"})
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        ("own", {}, "own.py:own: missing a required argument: 'labels'; it gets `arguments` and `files`"),
+        ("own", {"labels": [0, 1], "width": 3}, "own.py:own: got an unexpected keyword argument 'width'; it gets"),
+        ("wrong", {"labels": [0, 1]}, "own.py:wrong: its task is neither 'segmentation' nor 'detection'"),
+        ("forgotten", {"labels": [0, 1]}, "own.py:forgotten returns a NoneType; return a Segmenter or a Detector"),
+    ],
+)
+def test_mistakes_of_functions_from_outside(own, function, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        interface.build(f"{own}:{function}", arguments)
+
+
+def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
+    """It is for its author, who needs the line."""
+    (tmp_path / "broken.py").write_text("import torch\ntorch.nothing()\n")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        interface.build(f"{tmp_path}/broken.py:build")

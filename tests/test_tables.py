@@ -332,3 +332,54 @@ def test_statuses_reject_what_they_do_not_know():
         tables.statuses([source])
     with pytest.raises(ValueError, match="source 'zf' has no image records"):
         tables.statuses([source | {"records": []}])
+
+
+def test_values_of_the_paper_stand_before_ours_and_never_replace_them(scores):
+    paper = {"none": {"zf": 58.7}, "zf": {"zf": 3.61, "black": 75.87, "p": 0.0024}}
+    frame = tables.transfer(scores, ROWS, LABELS, SYMBOLS, "float", paper)
+    assert frame.paper.tolist()[:4] == [58.7, pytest.approx(math.nan, nan_ok=True), 3.61, 75.87]
+    assert frame.score.tolist() == [85.1, 81.9, 12.5, 73.8, 11.0, 69.9, 85.0, 82.4]
+    lines = tables.to_markdown(frame, companion="none").splitlines()
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[2] == ["none", "58.70 / 85.1 ± 2.0", "– / 81.9 ± 2.0", ""]
+    assert cells[3] == ["FR-ZF (r1)", "3.61 / 12.5 ± 2.1 ↓", "75.87 / 73.8 ± 3.0 ↓", "2.4 / 8.3"]
+    assert cells[5][1:] == ["– / 85.0 ± 2.0", "– / 82.4 ± 2.0 ↑", "– / 9.0"]
+    assert "Paper / here" in lines[-1]
+    visible = tables.perceptibility(frame)
+    assert visible.paper_p.tolist()[0] == 0.0024 and visible.paper_p.isna().tolist() == [False, True, True]
+
+
+def test_values_of_the_paper_in_a_white_box_table(scores):
+    frame = tables.white_box(scores[:1], ["zf"], "float", {"zf": {"ORIG": 58.7, "ADVR": 3.61}})
+    assert frame.set_index("condition").paper.round(2).to_dict() == {
+        "ORIG": 58.7,
+        "ADVR": 3.61,
+        "PERM": pytest.approx(math.nan, nan_ok=True),
+    }
+    row = tables.to_markdown(frame, companion="none").splitlines()[4]
+    assert [cell.strip(" *") for cell in row.strip("|").split("|")][1:] == [
+        "58.70 / 85.1 ± 2.0",
+        "3.61 / 12.5 ± 2.1 ↓",
+        "– / 84.9 ± 2.0",
+        "– / 8.3",
+    ]
+
+
+def test_without_values_of_the_paper_nothing_is_said_of_it(frame):
+    assert "paper" not in frame and "Paper" not in tables.to_markdown(frame)
+
+
+def test_iterations_of_the_paper_stand_beside_ours():
+    record = {"status": "converged", "iterations": 40, "targets": 9, "perceptibility": 0.003, "largest": 5.0}
+    sources = [{"source": name, "label": name, "task": "detection", "records": [record]} for name in ("zf", "alex")]
+    frame = tables.statuses(sources, {"zf": 47.05})
+    assert frame.iterations_paper.tolist() == [47.05, pytest.approx(math.nan, nan_ok=True)]
+    assert frame.iterations_mean.tolist() == [40, 40]
+    assert "iterations_paper" not in tables.statuses(sources)
+
+
+def test_a_substitute_is_named_under_every_table(frame):
+    notes = {"FCN-Alex*†": "trained here_again"}
+    assert tables.to_markdown(frame, notes=notes).strip().endswith(r"FCN-Alex\*†: trained here\_again")
+    assert r"FCN-Alex{*}$\dagger$: trained here\_again}" in tables.to_latex(frame, notes=notes)
+    assert tables.document("T", {"a": frame, "b": frame}, notes=notes).count("trained here") == 2

@@ -1,12 +1,16 @@
 """The VOC reader, on files written by hand and on real ones."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_archives import sbd_archive, sbd_mat, scene
 from PIL import Image
+from scipy.io import savemat
 
 from dag import voc
+from dag.download import unpack
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "voc"
 
@@ -69,6 +73,33 @@ def test_digest_is_that_of_sort_and_sha256sum():
     # printf 'a\nb\n' | sha256sum
     expected = "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2"
     assert voc.digest(["b", "a", "b"]) == expected
+
+
+def test_select_by_hand():
+    ids = ["2008_000003", "2007_000001", "2007_000002", "2008_000004", "2007_000001"]
+    assert voc.select(iter(ids)) == ids[:4]
+    assert voc.select(ids, without=["2008_000003", "2009_000009"]) == ["2007_000001", "2007_000002", "2008_000004"]
+    # 000003 of 2007 is not 2008_000003
+    assert voc.select(ids, without_2007=["000002", "000003"]) == ["2008_000003", "2007_000001", "2008_000004"]
+    assert voc.select(ids, within=iter(ids)) == ids[:4]
+    assert voc.select(ids, within=ids[:3], without=["2008_000004"]) == ids[:3]
+
+
+def test_select_from_wrong_lists():
+    with pytest.raises(ValueError, match="^image set mine: 2 of its ids, the first is b, are not in the list that"):
+        voc.select(["c", "b", "a"], within=["a", "d"], name="mine")
+    with pytest.raises(ValueError, match="^image set: no image is left; unpack"):
+        voc.select(["a"], without=["a"])
+
+
+def test_sets_as_great_as_the_real_ones():
+    """1449 validation images: 545 in SBD train, 217 of VOC2007 trainval among the other 904."""
+    val = [f"2007_{number:06d}" for number in range(321)] + [f"2010_{number:06d}" for number in range(1128)]
+    sbd_train = [f"2010_{number:06d}" for number in range(545)] + [f"2011_{number:06d}" for number in range(7953)]
+    trainval_2007 = [f"{number:06d}" for number in range(104, 5115)]
+    assert (len(val), len(sbd_train), len(trainval_2007)) == (1449, 8498, 5011)
+    assert len(voc.select(val, without=sbd_train)) == 904
+    assert len(voc.select(val, without=sbd_train, without_2007=trainval_2007)) == 687
 
 
 def test_image_is_rgb_with_channels_first(root):
@@ -171,6 +202,82 @@ def test_absent_annotation_is_refused(root):
     (root / "Annotations/a.xml").unlink()
     with pytest.raises(ValueError, match="a.xml: no such annotation"):
         voc.read_objects(root, "a")
+
+
+# The Semantic Boundaries Dataset
+
+LABELS = np.array([[0, 0, 20, 20, 1, 1, 0, 0]] * 6, np.uint8)
+
+
+def test_label_map_of_sbd(tmp_path):
+    (tmp_path / "a.mat").write_bytes(sbd_mat("GTcls", LABELS))
+    labels = voc.read_sbd_label_map(tmp_path / "a.mat")
+    assert labels.dtype == np.uint8 and np.array_equal(labels, LABELS)
+
+
+def struct(labels):
+    buffer = io.BytesIO()
+    savemat(buffer, {"GTcls": {"Segmentation": labels}})
+    return buffer.getvalue()
+
+
+def test_damaged_label_maps_of_sbd(tmp_path):
+    path, whole = tmp_path / "2008_000001.mat", sbd_mat("GTcls", LABELS)
+    damaged = [b"", b"\0" * 500, whole[:130], whole[: len(whole) // 2], whole[:-20], b"<html>not found</html>" * 20]
+    damaged += [sbd_mat("GTinst", LABELS), struct(np.zeros((2, 3, 4), np.uint8)), struct(LABELS / 2)]
+    for place in range(128, len(whole), len(whole) // 12):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^\S*2008_000001.mat: not a label map of SBD \(.+\); unpack") as caught:
+            voc.read_sbd_label_map(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(struct(LABELS + 1))
+    with pytest.raises(ValueError, match=r"2008_000001.mat: label 21 is not in 0..20"):
+        voc.read_sbd_label_map(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"2008_000001.mat: not a label map of SBD \(.*No such file"):
+        voc.read_sbd_label_map(path)
+
+
+def sbd(folder, replace=None):
+    """The unpacked folder `dataset`."""
+    archive = sbd_archive(folder, ["a", "b"], ["c", "a"], size=(48, 36), replace=replace)
+    unpack(archive, folder / "SBD", lambda name: "/inst/" not in name and "/dataset/" in name, strip=2)
+    return folder / "SBD"
+
+
+def test_sbd_in_the_layout_of_voc(tmp_path):
+    root, seen = sbd(tmp_path), []
+    (root / "cls" / "unlisted.mat").write_bytes(b"damaged")
+    voc.arrange_sbd(root, lambda ids: seen.extend(ids) or ids)
+    assert seen == ["a", "b", "c"]
+    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*")) == sorted(
+        [f"JPEGImages/{i}.jpg" for i in "abc"]
+        + [f"SegmentationClass/{i}.png" for i in "abc"]
+        + [f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")]
+    )
+    assert voc.read_ids(root / "ImageSets/Segmentation/train.txt") == ["a", "b"]
+    for image_id in "abc":
+        image, labels, _ = scene(image_id, (48, 36))
+        assert np.array_equal(voc.read_label_map(root, image_id), np.where(labels == voc.VOID, 0, labels))
+        assert np.abs(voc.read_image(root, image_id) - image.transpose(2, 0, 1)).mean() < 16
+    with Image.open(root / "SegmentationClass/a.png") as mask:
+        assert np.array_equal(np.reshape(mask.getpalette(), (-1, 3)), voc.colour_map())
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        ({"cls/c.mat": b"x" * 200}, r"cls/c.mat: not a label map of SBD"),
+        ({"cls/c.mat": None}, r"cls/c.mat: not a label map of SBD \(.*No such file"),
+        ({"img/b.jpg": None}, r"img/b.jpg: no such file, but SBD lists the image"),
+        ({"val.txt": None}, r"val.txt: no such image list"),
+    ],
+)
+def test_sbd_that_is_not_whole(tmp_path, replace, message):
+    with pytest.raises(ValueError, match=message):
+        voc.arrange_sbd(sbd(tmp_path, replace))
 
 
 @pytest.mark.shared

@@ -330,7 +330,7 @@ def test_a_job_that_fails_says_why_on_the_terminal(workflow, run):
 
 # job prepares, config plans, store writes text, a test pins `generator` of perturbation; what is downloaded is checked
 NO_DIGEST = {"dag.job", "dag.config", "dag.store", "dag.perturbation"}
-WITHOUT_CODE = {"download", "unpack_voc"}
+WITHOUT_CODE = {"download", "extract", "unpack_voc", "unpack_sbd"}
 
 
 def closure(*modules: str) -> set[str]:

@@ -96,6 +96,21 @@ def deconvolution(channels: int, kernel: int, stride: int) -> nn.ConvTranspose2d
     return layer
 
 
+class InPlace(nn.Module):
+    """A layer whose output Caffe writes over its input, so that the blob keeps its name (see `dag.networks.check`)."""
+
+
+class Dropout(InPlace):
+    """`dropout` as a layer."""
+
+    def __init__(self, ratio: float, scale_train: bool = True):
+        super().__init__()
+        self.ratio, self.scale_train = ratio, scale_train
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return dropout(maps, self.ratio, self.training, self.scale_train)
+
+
 class BatchNorm(nn.Module):
     """Caffe's three blobs: sums of means and of variances, and the factor that both are divided by."""
 
@@ -106,13 +121,16 @@ class BatchNorm(nn.Module):
         self.register_buffer("factor", torch.ones(1))
 
 
-class Scale(nn.Module):
+class Scale(InPlace):
     """Caffe's two blobs, gamma and beta."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, maps: Tensor, norm: BatchNorm) -> Tensor:
+        return normalise(maps, norm, self)
 
 
 def normalise(maps: Tensor, norm: BatchNorm, scale: Scale, epsilon: float = 1e-5) -> Tensor:
@@ -226,7 +244,7 @@ class ResNet(nn.ModuleDict):
 
     def _convolve(self, name: str, maps: Tensor) -> Tensor:
         norm, scale = _partners(name)
-        return normalise(self[name](maps), self[norm], self[scale])
+        return self[scale](self[name](maps), self[norm])
 
 
 def _partners(name: str) -> tuple[str, str]:

@@ -108,12 +108,18 @@ class _DeepLab(Segmenter):
             )
         return F.pad(caffe.prepare(images, self.mean), (0, self.frame - width, 0, self.frame - height))
 
+    def score_maps(self, images: Tensor) -> list[Tensor]:
+        """What training compares with the label map: the scores of the frame, alone or also those of smaller ones."""
+        return [self.body(images)]
+
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         return caffe.crop(caffe.interp(scores, zoom=8), 0, size)
 
 
 class _VGG16(_DeepLab):
     """VGG16 with stride 8: the last two pools keep the resolution, dilation stands in for them."""
+
+    blob_names = "fc8_voc12", "fc8_interp"
 
     def __init__(self, labels: tuple[int, ...], widths: dict[str, int], frame: int, head: str):
         super().__init__(labels, frame)
@@ -143,6 +149,9 @@ class _VGG16(_DeepLab):
 class _ResNet101(_DeepLab):
     """One network at three scales, stride 8."""
 
+    blob_names = "fc_fusion", "fc1_interp"
+    copies = "", "_res075", "_res05"  # endings of Caffe's names, in the order of the passes
+
     def __init__(self, labels: tuple[int, ...], width: int, frame: int):
         super().__init__(labels, frame)
         self.trunk = caffe.ResNet(caffe.RESNET101, (1, 2, 1, 1), (1, 1, 2, 4), pool_padding=1, width=width)
@@ -152,11 +161,16 @@ class _ResNet101(_DeepLab):
 
     def body(self, images: Tensor) -> Tensor:
         """Scores fc_fusion of the whole frame, 65 x 65 for 513 x 513."""
+        return self.score_maps(images)[0]
+
+    def score_maps(self, images: Tensor) -> list[Tensor]:
+        """Scores fc_fusion and those of the three scales, 65, 65, 49 and 33 to a side for a frame of 513."""
         images = self.framed(images)
         full = self._scores(images)
-        three_quarters = caffe.interp(self._scores(caffe.interp(images, shrink=4, zoom=3)), shrink=3, zoom=4)
-        half = caffe.interp(self._scores(caffe.interp(images, shrink=2)), zoom=2)
-        return torch.maximum(torch.maximum(full, three_quarters), half)
+        three_quarters = self._scores(caffe.interp(images, shrink=4, zoom=3))
+        half = self._scores(caffe.interp(images, shrink=2))
+        largest = torch.maximum(full, caffe.interp(three_quarters, shrink=3, zoom=4))
+        return [torch.maximum(largest, caffe.interp(half, zoom=2)), full, three_quarters, half]
 
     def _scores(self, images: Tensor) -> Tensor:
         maps = self.trunk(images)[-1]

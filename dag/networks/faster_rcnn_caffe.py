@@ -148,8 +148,9 @@ def faster_rcnn(
 class CaffeDetector(RegionDetector):
     """Input, region proposal network and boxes of the detectors released for Caffe.
 
-    Subclasses set `trunk` and `head`, and define `pass_trunk` and `regions`, whose box deltas are
-    (R, C - 1, 4) or (R, 1, 4).
+    Subclasses set `trunk`, `head`, and `delta_layer`, the layer of `head` that makes the box deltas and
+    how many successive channels of it make one number, and define `pass_trunk` and `regions`, whose
+    box deltas are (R, C - 1, 4) or (R, 1, 4).
 
     Parameters
     ----------
@@ -172,6 +173,7 @@ class CaffeDetector(RegionDetector):
     candidates = 6000
     proposals = 300
     stride = STRIDE
+    delta_layer: tuple[str, int]
 
     def __init__(
         self,
@@ -263,6 +265,8 @@ class CaffeDetector(RegionDetector):
 class _FasterRCNN(CaffeDetector):
     """RoI max pooling, two fully connected layers, box deltas of every class."""
 
+    delta_layer = ("bbox_pred", 1)
+
     def __init__(self, body: str, labels: tuple[int, ...], convention: str, widths: dict[str, int], **settings):
         super().__init__(labels, convention, widths["conv5"], widths["rpn"], **settings)
         self.body, self.cells = body, CELLS[body]
@@ -272,6 +276,8 @@ class _FasterRCNN(CaffeDetector):
         self.head["fc7"] = nn.Linear(widths["fc6"], widths["fc7"])
         self.head["cls_score"] = nn.Linear(widths["fc7"], len(labels))
         self.head["bbox_pred"] = nn.Linear(widths["fc7"], 4 * len(labels))
+        # ZF was trained with a dropout that leaves the scaling to the test.
+        self.dropout = caffe.Dropout(0.5, scale_train=body != "zf")
 
     def pass_trunk(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self.body == "zf":
@@ -284,9 +290,7 @@ class _FasterRCNN(CaffeDetector):
         """Output of fc7, (R, D)."""
         values = operators.roi_pool(features.last, self.windows(features, proposals), self.cells, 1 / STRIDE).flatten(1)
         for layer in ("fc6", "fc7"):
-            # ZF was trained with a dropout that leaves the scaling to the test.
-            values = F.relu(self.head[layer](values), inplace=True)
-            values = caffe.dropout(values, 0.5, self.training, scale_train=self.body != "zf")
+            values = self.dropout(F.relu(self.head[layer](values), inplace=True))
         return values
 
     def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:

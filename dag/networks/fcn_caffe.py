@@ -1,7 +1,8 @@
 """FCN-Alex and FCN-VGG of the paper: FCN on CaffeNet with stride 32, and the staged FCN-8s on VGG16.
 
 Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the layers are
-those of the released voc-fcn-alexnet and voc-fcn8s.  The image is padded by 100 pixels in the first
+those of the released voc-fcn-alexnet and voc-fcn8s, and of voc-fcn32s and voc-fcn16s, the stages in
+which the latter is trained.  The image is padded by 100 pixels in the first
 convolution, so that the score map covers an image of any size; what exceeds it is cropped.
 """
 
@@ -23,6 +24,9 @@ MEAN = (104.00699, 116.66877, 122.67892)  # BGR
 
 ALEXNET_WIDTHS = {"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096}
 VGG16_WIDTHS = caffe.VGG16_WIDTHS | {"fc6": 4096, "fc7": 4096}
+
+# Stride: the last upsampling of FCN on VGG16, its kernel, where the image begins in its output.
+_UPSCORE = {32: ("upscore", 64, 19), 16: ("upscore16", 32, 27), 8: ("upscore8", 16, 31)}
 
 
 def fcn_alexnet(
@@ -67,7 +71,25 @@ def fcn8s_vgg16(
         If the file cannot be read or does not fit; that of voc-fcn8s-atonce, whose skips are
         scaled, does not.
     """
-    return _loaded(_FCN8s(tuple(labels), caffe.choose_widths(VGG16_WIDTHS, widths)), caffemodel)
+    return _vgg16(8, caffemodel, labels, widths)
+
+
+def fcn16s_vgg16(
+    caffemodel: Path | None = None, labels: Iterable[int] = range(21), widths: Mapping[str, int] | None = None
+) -> Segmenter:
+    """FCN-16s on VGG16 (voc-fcn16s), the second stage of FCN-8s; the rest as in `fcn8s_vgg16`."""
+    return _vgg16(16, caffemodel, labels, widths)
+
+
+def fcn32s_vgg16(
+    caffemodel: Path | None = None, labels: Iterable[int] = range(21), widths: Mapping[str, int] | None = None
+) -> Segmenter:
+    """FCN-32s on VGG16 (voc-fcn32s), the first stage of FCN-8s; the rest as in `fcn8s_vgg16`."""
+    return _vgg16(32, caffemodel, labels, widths)
+
+
+def _vgg16(stride: int, path: Path | None, labels: Iterable[int], widths: Mapping[str, int] | None) -> Segmenter:
+    return _loaded(_VGG16(stride, tuple(labels), caffe.choose_widths(VGG16_WIDTHS, widths)), path)
 
 
 def _loaded(network: Segmenter, path: Path | None) -> Segmenter:
@@ -76,6 +98,8 @@ def _loaded(network: Segmenter, path: Path | None) -> Segmenter:
 
 class _AlexNet(Segmenter):
     """CaffeNet: pooling comes before normalisation, and three convolutions have two groups."""
+
+    blob_names = "score_fr", "score"
 
     def __init__(self, labels: tuple[int, ...], widths: dict[str, int]):
         super().__init__()
@@ -109,36 +133,44 @@ class _AlexNet(Segmenter):
         return caffe.crop(self.upscore(scores), 18, size)
 
 
-class _FCN8s(Segmenter):
-    """Scores of fc7, pool4 and pool3 are added at twice the resolution of the former each."""
+class _VGG16(Segmenter):
+    """Scores of fc7 and, at twice the resolution of the former each, of pool4 (stride 16) and pool3 (stride 8)."""
 
-    def __init__(self, labels: tuple[int, ...], widths: dict[str, int]):
+    def __init__(self, stride: int, labels: tuple[int, ...], widths: dict[str, int]):
         super().__init__()
-        self.labels = labels
+        self.labels, self.stride = labels, stride
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.trunk = caffe.VGG16(widths, padding=100)
         self.fc6 = nn.Conv2d(widths["conv5"], widths["fc6"], 7)
         self.fc7 = nn.Conv2d(widths["fc6"], widths["fc7"], 1)
         self.score_fr = nn.Conv2d(widths["fc7"], len(labels), 1)
-        self.score_pool4 = nn.Conv2d(widths["conv4"], len(labels), 1)
-        self.score_pool3 = nn.Conv2d(widths["conv3"], len(labels), 1)
-        self.upscore2 = caffe.deconvolution(len(labels), 4, 2)
-        self.upscore_pool4 = caffe.deconvolution(len(labels), 4, 2)
-        self.upscore8 = caffe.deconvolution(len(labels), 16, 8)
+        if stride <= 16:
+            self.score_pool4 = nn.Conv2d(widths["conv4"], len(labels), 1)
+            self.upscore2 = caffe.deconvolution(len(labels), 4, 2)
+        if stride == 8:
+            self.score_pool3 = nn.Conv2d(widths["conv3"], len(labels), 1)
+            self.upscore_pool4 = caffe.deconvolution(len(labels), 4, 2)
+        self.blob_names = {32: "score_fr", 16: "fuse_pool4", 8: "fuse_pool3"}[stride], "score"
+        self.last, kernel, self.offset = _UPSCORE[stride]
+        self.add_module(self.last, caffe.deconvolution(len(labels), kernel, stride))
 
     def body(self, images: Tensor) -> Tensor:
-        """Scores fuse_pool3, after both skips; 70 x 70 for an image of 500 x 500."""
+        """Scores after the skips: score_fr, fuse_pool4 or fuse_pool3; 70 x 70 for an image of 500 x 500, stride 8."""
         pool = partial(caffe.max_pool, kernel=2, stride=2)
         _, _, pool3, pool4, maps = self.trunk(caffe.prepare(images, self.mean), [pool] * 5)
         for layer in (self.fc6, self.fc7):
             maps = caffe.dropout(_relu(layer(maps)), 0.5, self.training)
-        scores = self.upscore2(self.score_fr(maps))
-        scores = scores + caffe.crop(self.score_pool4(pool4), 5, scores.shape[-2:])
-        scores = self.upscore_pool4(scores)
-        return scores + caffe.crop(self.score_pool3(pool3), 9, scores.shape[-2:])
+        scores = self.score_fr(maps)
+        if self.stride <= 16:
+            scores = self.upscore2(scores)
+            scores = scores + caffe.crop(self.score_pool4(pool4), 5, scores.shape[-2:])
+        if self.stride == 8:
+            scores = self.upscore_pool4(scores)
+            scores = scores + caffe.crop(self.score_pool3(pool3), 9, scores.shape[-2:])
+        return scores
 
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        return caffe.crop(self.upscore8(scores), 31, size)
+        return caffe.crop(self.get_submodule(self.last)(scores), self.offset, size)
 
 
 def _relu(maps: Tensor) -> Tensor:

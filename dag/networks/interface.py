@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -154,7 +156,9 @@ def build(architecture: str, arguments: dict | None = None, files: dict | None =
     Parameters
     ----------
     architecture : str
-        "package.module:function" or "path/to/file.py:function"; the function returns a `Network`.
+        "package.module:function" or "path/to/file.py:function", the path absolute or from the working
+        directory; the function returns a `Network`.  One from outside the project is put to the test, see
+        `dag.networks.contract`.
     arguments : dict, optional
         Keyword arguments of the function.
     files : dict of str to path, optional
@@ -166,14 +170,22 @@ def build(architecture: str, arguments: dict | None = None, files: dict | None =
     Raises
     ------
     ValueError
-        If the architecture cannot be found, the file does not fit, or a weight is not finite.
+        If the architecture cannot be found or called, a file does not fit, a weight is not finite, or
+        the network does not do what this module says.
     """
     files = {role: Path(path) for role, path in (files or {}).items()}
     for role, path in files.items():
         if not path.is_file():
             raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
     state_dict = files.pop("state_dict", None)
-    network = _function(architecture)(**(arguments or {}), **files)
+    function, arguments = _function(architecture), {**(arguments or {}), **files}
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{architecture}: {error}; it gets `arguments` and `files` of the network's entry") from error
+    network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{architecture} returns a {type(network).__name__}; return a Segmenter or a Detector")
     if state_dict is not None:
         load_weights(network, state_dict)
     for name, tensor in network.state_dict().items():
@@ -182,7 +194,12 @@ def build(architecture: str, arguments: dict | None = None, files: dict | None =
                 f"{architecture}: weight {name} has values that are not finite; "
                 "delete the weight file and download or train it again"
             )
-    network = network.eval().requires_grad_(False)
+    network.eval()
+    network.requires_grad_(False)
+    if not architecture.startswith("dag.networks."):
+        from dag.networks.contract import check_interface  # which imports this module
+
+        check_interface(network, architecture)
     return fold_batch_norm(network) if fold else network
 
 
@@ -214,14 +231,18 @@ def _function(architecture: str):
     module_name, _, function_name = architecture.partition(":")
     try:
         if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            name = str(Path(module_name).resolve())
+            spec = importlib.util.spec_from_file_location(name, name)
             module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module  # a dataclass looks for its module there
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(module_name)
-        return getattr(module, function_name)
-    except (ImportError, OSError, AttributeError) as error:
+        if function_name not in vars(module):
+            raise ImportError(f"there is no {function_name} in it")
+    except (ImportError, OSError) as error:
         raise ValueError(
-            f"architecture {architecture!r} cannot be found ({error}); "
-            "give package.module:function or path/to/file.py:function"
+            f"architecture {architecture!r} cannot be found ({error}); give package.module:function of what is "
+            "installed or on PYTHONPATH, or path/to/file.py:function with a path from the working directory"
         ) from error
+    return vars(module)[function_name]

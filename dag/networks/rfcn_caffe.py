@@ -59,6 +59,8 @@ def rfcn(
 class _RFCN(CaffeDetector):
     """Proposals from the fourth stage, position-sensitive maps from the fifth, which is dilated."""
 
+    delta_layer = ("rfcn_bbox", CELLS**2)
+
     def __init__(self, body: str, labels: tuple[int, ...], widths: dict[str, int], **settings):
         width = widths["conv1"]
         super().__init__(labels, "py", 16 * width, widths["rpn"], **settings)
@@ -68,21 +70,28 @@ class _RFCN(CaffeDetector):
         self.head["conv_new_1"] = nn.Conv2d(32 * width, widths["conv_new_1"], 1)
         self.head["rfcn_cls"] = nn.Conv2d(widths["conv_new_1"], len(labels) * CELLS**2, 1)
         self.head["rfcn_bbox"] = nn.Conv2d(widths["conv_new_1"], 8 * CELLS**2, 1)
+        self.votes = nn.ModuleDict({"cls_score": Vote(), "bbox_pred_pre": Vote()})
 
     def pass_trunk(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         *_, fourth, fifth = self.trunk(inputs)
         return fourth, F.relu(self.head["conv_new_1"](fifth), inplace=True)
 
     def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        return self._vote("rfcn_cls", features, proposals)
+        return self._vote("rfcn_cls", "cls_score", features, proposals)
 
     def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
-        deltas = self._vote("rfcn_bbox", features, proposals)
+        deltas = self._vote("rfcn_bbox", "bbox_pred_pre", features, proposals)
         return self.scores(features, proposals), deltas[:, None, 4:]  # the first four belong to the background
 
-    def _vote(self, layer: str, features: Features, proposals: list[Proposals]) -> Tensor:
-        maps, windows = self.head[layer](features.last), self.windows(features, proposals)
-        return position_sensitive_pool(maps, windows, CELLS, 1 / STRIDE).mean((2, 3))
+    def _vote(self, layer: str, blob: str, features: Features, proposals: list[Proposals]) -> Tensor:
+        return self.votes[blob](self.head[layer](features.last), self.windows(features, proposals)).flatten(1)
+
+
+class Vote(nn.Module):
+    """Mean over the cells of each window (R, 5) in position-sensitive maps (B, C * 49, h, w): (R, C, 1, 1)."""
+
+    def forward(self, maps: Tensor, windows: Tensor) -> Tensor:
+        return position_sensitive_pool(maps, windows, CELLS, 1 / STRIDE).mean((2, 3), keepdim=True)
 
 
 def position_sensitive_pool(maps: Tensor, rois: Tensor, cells: int, scale: float) -> Tensor:
