@@ -47,6 +47,25 @@ def predict_seconds(config: dict, entry: dict, image_set: str, images: int) -> f
     return images * gflop / (1000 * config["gpu_tflops"])
 
 
+def training_seconds(config: dict, names: list[str]) -> dict[str, float]:
+    """Estimated GPU seconds of every network that recipes train for these, stages of others included."""
+    found: dict[str, float] = {}
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        training = config["networks"][name].get("training", {})
+        if "recipe" not in training or name in found:
+            continue
+        recipe = config["recipes"][training["recipe"]]
+        images = recipe["iterations"] * recipe["passes"] * recipe["batch"]
+        # forward, and backward to the inputs and to the weights of every layer
+        gflop = 3 * config["networks"][name].get("cost", {"forward": 0})["forward"]
+        found[name] = images * gflop / (1000 * config["gpu_tflops"])
+        if isinstance(training["initial"], dict):
+            pending.append(training["initial"]["network"])
+    return found
+
+
 def run_time_minutes(seconds: float, small: int) -> int:
     """Limit for a scheduler of a job of so many estimated seconds; `small` where there is no estimate."""
     return math.ceil(START_UP_MINUTES + SLACK * seconds / 60) if seconds else small
@@ -67,8 +86,10 @@ def summary(config: dict) -> str:
             predict += predict_seconds(config, entry, image_set, sizes[image_set])
             names = plan.cells(entry, image_set, config["permutations"]).values()
             shown += sum(map(len, names)) * sizes[image_set] * len(entry.get("pixels", config["pixels"]))
+    training = training_seconds(config, plan.networks(config))
+    trained = f"{len(training)} trainings, about {sum(training.values()) / 3600:.1f} GPU hours; " if training else ""
     return (
-        f"{config['experiment']}: {len(sources)} attacks on {attacked} images, "
+        f"{config['experiment']}: {trained}{len(sources)} attacks on {attacked} images, "
         f"about {attack / 3600:.1f} GPU hours; {shown} predictions, about {predict / 3600:.1f} GPU hours "
         f"(at {config['gpu_tflops']} TFLOP/s). Disk: perturbations {attacked * PERTURBATION_MB / 1000:.1f} GB, "
         f"predictions {shown * PREDICTION_MB / 1000:.1f} GB."

@@ -13,7 +13,7 @@ params, source = snakemake.params, snakemake.wildcards.source
 network = params.network
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code)
 generate.perturb(
-    build(network["architecture"], network["arguments"], network["files"]),
+    build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
     images,
     Path(snakemake.output[0]),
     settings=params.settings,

@@ -28,7 +28,7 @@ for victim, perturbations in params.cells.items():
 
         images = images or [voc.read_image(root, image_id) for root, image_id in listed]
         computed = evaluate.predict(
-            build(network["architecture"], network["arguments"], network["files"]),
+            build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
             images,
             [image_id for _, image_id in listed],
             missing,

@@ -49,6 +49,17 @@ def test_run_times_leave_room(config):
     assert budget.run_time_minutes(0, small=480) == 480
 
 
+def test_training_counts_every_stage_once(config):
+    config["recipes"] = {"long": {"iterations": 1000, "passes": 20, "batch": 2}}
+    config["networks"] |= {
+        "first": {"cost": COST, "training": {"recipe": "long", "initial": "file"}},
+        "second": {"cost": COST, "training": {"recipe": "long", "initial": {"network": "first"}}},
+        "mini": {"training": {"list": "Main/07", "body": "x", "iterations": 5}},
+    }
+    # 40,000 images x 3 x 100 GFLOP at 10 TFLOP/s
+    assert budget.training_seconds(config, ["second", "first", "mini", "big"]) == {"first": 1200, "second": 1200}
+
+
 def test_summary_adds_everything_up(config):
     # one attack on 10 images; predictions: 2 victims x (clean, big, three draws) x 2 renderings x 10 images
     text = budget.summary(config)

@@ -200,3 +200,10 @@ def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
     (tmp_path / "broken.py").write_text("import torch\ntorch.nothing()\n")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         interface.build(f"{tmp_path}/broken.py:build")
+
+
+def test_a_network_under_the_wrong_task_is_refused():
+    arguments = {"body": "alex", "labels": [0, 1, 2]}
+    assert build("dag.networks.fcn:fcn", arguments, task="segmentation").task == "segmentation"
+    with pytest.raises(ValueError, match="^dag.networks.fcn:fcn does segmentation and its entry says detection; correct"):
+        build("dag.networks.fcn:fcn", arguments, task="detection")

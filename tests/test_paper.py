@@ -136,7 +136,8 @@ def server(tmp_path):
 
 def publish_images(folder: Path) -> None:
     for name, lists in LISTS_2007.items():
-        fake_archives.voc_archive(folder, name, 2007, lists, segmented=sum(lists.values(), []))
+        ids = [image_id for listed in lists.values() for image_id in listed]
+        fake_archives.voc_archive(folder, name, 2007, lists, segmented=ids)
     fake_archives.voc_archive(folder, "VOCtrainval_11-May-2012.tar", 2012, LISTS_2012)
     fake_archives.sbd_archive(folder, **SBD)
     (folder / "seg11valid.txt").write_text("".join(f"{name}\n" for name in UNSEEN))

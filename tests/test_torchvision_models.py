@@ -23,9 +23,9 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 HERE = "dag.networks.torchvision_models"
-SMALL = {"min_size": 128, "max_size": 256}
+SMALL = {"min_size": 96, "max_size": 192}
 FASTER = {**SMALL, "box_score_thresh": 0.03, "rpn_post_nms_top_n_test": 100}
-SIZE = (45, 64)  # resized to 128 x 182, padded to 128 x 192
+SIZE = (45, 64)  # resized to 96 x 136, padded to 96 x 160
 
 # torchvision's name -> settings that keep it quick and let it find many things.
 DETECTORS = {
@@ -227,9 +227,9 @@ def test_the_gradient_is_the_one_of_finite_differences(name):
 
     (gradient,) = torch.autograd.grad(value(inputs), inputs)
     with torch.no_grad():
-        step = 1e-7  # with 1e-6 a rectifier crosses its kink
+        step = 1e-8  # with a larger one some rectifier crosses its kink
         difference = (value(inputs + step * direction) - value(inputs - step * direction)) / (2 * step)
-    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-4, atol=0)
+    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "fcn_resnet50", "retinanet_resnet50_fpn"])
@@ -305,7 +305,7 @@ def test_second_stage_is_torchvisions_own(name, monkeypatch):
     reference.roi_heads.box_predictor.register_forward_hook(lambda *args: seen.update(logits=args[2][0]))
     inputs = images()
     reference(list(inputs / 255))
-    back = torch.tensor([SIZE[1] / 182, SIZE[0] / 128] * 2)
+    back = torch.tensor([SIZE[1] / 136, SIZE[0] / 96] * 2)
     proposals = [Proposals(seen["boxes"] * back - torch.tensor([0.0, 0, 1, 1]))]
     probabilities = seen["logits"].softmax(1)[:, COCO_IDS]
     features = network.features(inputs)
@@ -327,7 +327,7 @@ def test_proposals_are_those_of_the_region_proposal_network(monkeypatch):
     reference(list(inputs / 255))
     boxes = seen[0]  # best first
     kept = boxes[operators.nms(boxes, -torch.arange(float(len(boxes))), 0.8)]
-    back = torch.tensor([SIZE[1] / 182, SIZE[0] / 128] * 2)
+    back = torch.tensor([SIZE[1] / 136, SIZE[0] / 96] * 2)
     expected = kept * back - torch.tensor([0.0, 0, 1, 1])
     network = make(name)
     (found,) = network.propose(network.features(inputs), nms=0.8, limit=10**6)
@@ -354,7 +354,7 @@ def test_every_detection_is_a_proposal(name):
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn"])
 def test_boxes_are_in_the_frame_of_the_image(name):
     """The network sees the same, whether it or the caller enlarges the image to twice its size."""
-    network, inputs = copy.deepcopy(make(name)).double(), images(size=(64, 96), seed=2).double()
+    network, inputs = copy.deepcopy(make(name)).double(), images(size=(48, 72), seed=2).double()
     enlarged = F.interpolate(inputs, scale_factor=2, mode="bilinear")
     one, two = (network.propose(network.features(x), nms=0.7, limit=100)[0] for x in (inputs, enlarged))
     end = torch.tensor([0.0, 0, 1, 1])

@@ -150,7 +150,13 @@ class Detector(Network):
         raise TypeError(f"{type(self).__name__} does not define detect()")
 
 
-def build(architecture: str, arguments: dict | None = None, files: dict | None = None, fold: bool = True) -> Network:
+def build(
+    architecture: str,
+    arguments: dict | None = None,
+    files: dict | None = None,
+    fold: bool = True,
+    task: str | None = None,
+) -> Network:
     """Make a network ready for use: evaluation mode, frozen weights, finite numbers.
 
     Parameters
@@ -166,6 +172,8 @@ def build(architecture: str, arguments: dict | None = None, files: dict | None =
         handed to the function as a keyword argument.
     fold : bool
         Fold batch normalisation into the convolutions, see `fold_batch_norm`; not for training.
+    task : str, optional
+        "segmentation" or "detection", what the configuration takes the network for.
 
     Raises
     ------
@@ -194,6 +202,8 @@ def build(architecture: str, arguments: dict | None = None, files: dict | None =
                 f"{architecture}: weight {name} has values that are not finite; "
                 "delete the weight file and download or train it again"
             )
+    if task is not None and getattr(network, "task", task) != task:
+        raise ValueError(f"{architecture} does {network.task} and its entry says {task}; correct the task there")
     network.eval()
     network.requires_grad_(False)
     if not architecture.startswith("dag.networks."):
