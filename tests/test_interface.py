@@ -203,7 +203,6 @@ def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
 
 
 def test_a_network_under_the_wrong_task_is_refused():
-    arguments = {"body": "alex", "labels": [0, 1, 2]}
-    assert build("dag.networks.fcn:fcn", arguments, task="segmentation").task == "segmentation"
-    with pytest.raises(ValueError, match="^dag.networks.fcn:fcn does segmentation and its entry says detection; correct"):
-        build("dag.networks.fcn:fcn", arguments, task="detection")
+    assert interface.build(FCN, ARGUMENTS, task="segmentation").task == "segmentation"
+    with pytest.raises(ValueError, match=f"^{FCN} does segmentation and its entry says detection; correct"):
+        interface.build(FCN, ARGUMENTS, task="detection")
