@@ -57,7 +57,7 @@ def training_seconds(config: dict, names: list[str]) -> dict[str, float]:
         if "recipe" not in training or name in found:
             continue
         recipe = config["recipes"][training["recipe"]]
-        images = recipe["iterations"] * recipe["passes"] * recipe["batch"]
+        images = recipe["iterations"] * recipe["passes"] * recipe.get("batch", 1)
         # forward, and backward to the inputs and to the weights of every layer
         gflop = 3 * config["networks"][name].get("cost", {"forward": 0})["forward"]
         found[name] = images * gflop / (1000 * config["gpu_tflops"])

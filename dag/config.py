@@ -250,6 +250,19 @@ def all_source_sets(config: dict) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
 
 
+def without_nulls(config: dict) -> dict:
+    """The configuration without what is null in `networks`: so an overlay takes away `files` or one of `arguments`."""
+    return {**config, "networks": _without_nulls(config.get("networks", {}))}
+
+
+def _without_nulls(mapping: dict) -> dict:
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in mapping.items()
+        if value is not None
+    }
+
+
 def networks(config: dict) -> list[str]:
     """Networks that `all` runs, in order of first appearance."""
     sources = [network_of(source) for source, _ in all_source_sets(config)]

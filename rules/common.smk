@@ -17,6 +17,7 @@ from dag import budget
 from dag import config as plan
 from dag.perturbation import SOURCE_PATTERN
 
+config = plan.without_nulls(config)
 try:
     plan.check(config, HERE / "config/schemas/config.schema.yaml")
     config = plan.with_local_voc(config)

@@ -75,7 +75,21 @@ def test_the_default_is_sound():
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_overlay_is_sound(name):
-    plan.check(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text())), SCHEMA)
+    plan.check(plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA)
+
+
+def test_null_takes_away_what_a_network_has():
+    entry = {"files": {"caffemodel": "x"}, "arguments": {"body": "zf", "mean": [1, 2, 3]}, "label": "N"}
+    config = merge({"networks": {"n": entry}, "voc": None}, {"networks": {"n": {"files": None}}})
+    config = merge(config, {"networks": {"n": {"arguments": {"mean": None}}}})
+    assert plan.without_nulls(config) == {"networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}}, "voc": None}
+
+
+def test_retrained_networks_ask_for_no_released_weights():
+    config = plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
+    full_size = [entry for entry in config["networks"].values() if "_caffe:" in entry["architecture"]]
+    assert len(full_size) >= 12 and all("recipe" in entry["training"] for entry in full_size)
+    assert all("substitute" in entry for entry in full_size)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dag.networks import caffe
 
-# Sizes whose templates are kept, the last ones used; one of 375 x 500 takes 29 MB in FCN on VGG16.
+# Sizes whose templates are kept, the last ones used; one of 375 x 500 takes 32 MB in FCN on VGG16.
 KEPT_SIZES = 4
 
 
@@ -99,12 +99,13 @@ def pointwise(function: Callable[[Tensor], Tensor]) -> Layer:
 def applies(network: nn.Module, images: Tensor) -> bool:
     """Whether a pass may leave out the border, and gains by it.
 
-    It may if `network.elide` is set, nothing is random (evaluation mode), and no weight gets a gradient.
-    It gains if the images get one: an attack shows many images of one size, while an evaluation would
-    mostly compute a template to use it once.
+    It may if `network.elide` is set, nothing is random (evaluation mode), no weight gets a gradient, and
+    the weights alone decide the precision (no autocast).  It gains if the images get a gradient: an
+    attack shows many images of one size, while an evaluation would mostly compute a template to use it once.
     """
-    wanted = network.elide and not network.training and torch.is_grad_enabled() and images.requires_grad
-    return wanted and not any(weight.requires_grad for weight in network.parameters())
+    gains = torch.is_grad_enabled() and images.requires_grad
+    fixed = not network.training and not torch.is_autocast_enabled(images.device.type)
+    return network.elide and gains and fixed and not any(weight.requires_grad for weight in network.parameters())
 
 
 def windows(length: int, blocks: Sequence[Sequence[Layer]]) -> list[Window]:
@@ -174,7 +175,9 @@ def _plan(length: int, blocks: Sequence[Sequence[Layer]], kept: int) -> list[tup
     return list(zip(found, wanted + [(0, window.size) for window in found[-kept:]], strict=True))
 
 
-def _borders(images: Tensor, blocks: Sequence[Sequence[Layer]], rows: list, columns: list, templates: Templates):
+def _borders(
+    images: Tensor, blocks: Sequence[Sequence[Layer]], rows: list, columns: list, templates: Templates
+) -> list[Tensor]:
     """Output of every block for an image of zeros, in the wanted ranges; from memory if the weights are the same."""
     weights = [weight for block in blocks for layer in block for weight in layer.weights]
     if len(weights) != len(templates.weights) or not all(map(_same, weights, templates.weights)):

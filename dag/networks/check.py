@@ -172,9 +172,14 @@ def _recorded(network: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str
         return record
 
     handles = [module.register_forward_hook(recorder(path)) for path, module in leaves.items()]
+    elide = getattr(network, "elide", False)
+    if elide:
+        network.elide = False  # whole maps, see dag.networks.border
     try:
         yield found
     finally:
+        if elide:
+            network.elide = True
         for handle in handles:
             handle.remove()
 

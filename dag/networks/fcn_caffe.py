@@ -3,7 +3,9 @@
 Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the layers are
 those of the released voc-fcn-alexnet and voc-fcn8s, and of voc-fcn32s and voc-fcn16s, the stages in
 which the latter is trained.  The image is padded by 100 pixels in the first
-convolution, so that the score map covers an image of any size; what exceeds it is cropped.
+convolution, so that the score map covers an image of any size; what exceeds it is cropped.  Passes with a
+gradient in the images leave out what only the padding reaches (`dag.networks.border`) unless the network's
+attribute `elide` is False.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dag.networks import caffe
+from dag.networks import border, caffe
 from dag.networks.caffemodel import load
 from dag.networks.interface import Segmenter
 
@@ -100,10 +102,11 @@ class _AlexNet(Segmenter):
     """CaffeNet: pooling comes before normalisation, and three convolutions have two groups."""
 
     blob_names = "score_fr", "score"
+    elide = True
 
     def __init__(self, labels: tuple[int, ...], widths: dict[str, int]):
         super().__init__()
-        self.labels = labels
+        self.labels, self.templates = labels, border.Templates()
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         conv1, conv2, conv3, conv4, conv5, fc6, fc7 = widths.values()
         self.conv1 = nn.Conv2d(3, conv1, 11, 4, 100)
@@ -118,16 +121,23 @@ class _AlexNet(Segmenter):
 
     def body(self, images: Tensor) -> Tensor:
         """Scores score_fr, 16 x 16 for an image of 500 x 500."""
-        maps = caffe.max_pool(_relu(self.conv1(caffe.prepare(images, self.mean))), 3, 2)
-        maps = caffe.lrn_across(maps, 5, 1e-4, 0.75)
-        maps = caffe.max_pool(_relu(self.conv2(maps)), 3, 2)
-        maps = caffe.lrn_across(maps, 5, 1e-4, 0.75)
-        for layer in (self.conv3, self.conv4, self.conv5):
-            maps = _relu(layer(maps))
-        maps = caffe.max_pool(maps, 3, 2)
+        maps = caffe.prepare(images, self.mean)
+        if border.applies(self, images):
+            (maps,) = border.outputs(maps, self._blocks(), 1, self.templates)
+        else:
+            maps = _norm(caffe.max_pool(_relu(self.conv1(maps)), 3, 2))
+            maps = _norm(caffe.max_pool(_relu(self.conv2(maps)), 3, 2))
+            for layer in (self.conv3, self.conv4, self.conv5):
+                maps = _relu(layer(maps))
+            maps = caffe.max_pool(maps, 3, 2)
         for layer in (self.fc6, self.fc7):
             maps = caffe.dropout(_relu(layer(maps)), 0.5, self.training)
         return self.score_fr(maps)
+
+    def _blocks(self) -> list[list[border.Layer]]:
+        conv1, conv2, *others = map(border.convolution, (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5))
+        pool, norm = border.max_pool(3, 2), border.pointwise(_norm)
+        return [[conv1, pool, norm], [conv2, pool, norm], [*others, pool]]
 
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         return caffe.crop(self.upscore(scores), 18, size)
@@ -136,9 +146,11 @@ class _AlexNet(Segmenter):
 class _VGG16(Segmenter):
     """Scores of fc7 and, at twice the resolution of the former each, of pool4 (stride 16) and pool3 (stride 8)."""
 
+    elide = True
+
     def __init__(self, stride: int, labels: tuple[int, ...], widths: dict[str, int]):
         super().__init__()
-        self.labels, self.stride = labels, stride
+        self.labels, self.stride, self.templates = labels, stride, border.Templates()
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.trunk = caffe.VGG16(widths, padding=100)
         self.fc6 = nn.Conv2d(widths["conv5"], widths["fc6"], 7)
@@ -156,8 +168,12 @@ class _VGG16(Segmenter):
 
     def body(self, images: Tensor) -> Tensor:
         """Scores after the skips: score_fr, fuse_pool4 or fuse_pool3; 70 x 70 for an image of 500 x 500, stride 8."""
-        pool = partial(caffe.max_pool, kernel=2, stride=2)
-        _, _, pool3, pool4, maps = self.trunk(caffe.prepare(images, self.mean), [pool] * 5)
+        maps = caffe.prepare(images, self.mean)
+        if border.applies(self, images):
+            pool3, pool4, maps = border.outputs(maps, self._blocks(), 3, self.templates)
+        else:
+            pool = partial(caffe.max_pool, kernel=2, stride=2)
+            _, _, pool3, pool4, maps = self.trunk(maps, [pool] * 5)
         for layer in (self.fc6, self.fc7):
             maps = caffe.dropout(_relu(layer(maps)), 0.5, self.training)
         scores = self.score_fr(maps)
@@ -169,9 +185,19 @@ class _VGG16(Segmenter):
             scores = scores + caffe.crop(self.score_pool3(pool3), 9, scores.shape[-2:])
         return scores
 
+    def _blocks(self) -> list[list[border.Layer]]:
+        names = [
+            [f"conv{block}_{layer + 1}" for layer in range(layers)] for block, layers in enumerate((2, 2, 3, 3, 3), 1)
+        ]
+        return [[*(border.convolution(self.trunk[name]) for name in block), border.max_pool(2, 2)] for block in names]
+
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         return caffe.crop(self.get_submodule(self.last)(scores), self.offset, size)
 
 
 def _relu(maps: Tensor) -> Tensor:
     return F.relu(maps, inplace=True)
+
+
+def _norm(maps: Tensor) -> Tensor:
+    return caffe.lrn_across(maps, 5, 1e-4, 0.75)
