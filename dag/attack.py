@@ -6,7 +6,7 @@ The paper's text and the authors' code differ; `Rules` names every point of diff
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,10 @@ ITERATION_LIMIT = "iteration limit"
 NO_TARGETS = "no targets"
 NO_GRADIENT = "no gradient"
 STATUSES = (CONVERGED, ITERATION_LIMIT, NO_TARGETS, NO_GRADIENT)
+
+
+class AttackError(ValueError):
+    """An image that cannot be attacked; the message begins with its name."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +91,56 @@ class Attack:
         return max(len(self.active) - 1, 0)
 
 
-def dense_adversary(
-    image: Tensor,
-    scores: Callable[[Tensor], Tensor],
-    labels: Tensor,
-    adversarial: Tensor,
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One image to attack.
+
+    Attributes
+    ----------
+    image : Tensor (3, H, W)
+        X, in [0, 255].
+    labels, adversarial : Tensor, int64 (N,)
+        l_n and l'_n as columns; -1 where there is no target.
+    boxes : Tensor (N, 4), optional
+        Boxes of the targets, for the strength rule.
+    where : object, optional
+        What the scores function needs to find the targets: pixels or proposals.
+    name : str
+        What errors call the image.
+    """
+
+    image: Tensor
+    labels: Tensor
+    adversarial: Tensor
+    boxes: Tensor | None = None
+    where: object = None
+    name: str = "the image"
+
+
+def dense_adversaries(
+    problems: Iterable[Problem],
+    scores: Callable[[Tensor, list[Problem]], list[Tensor]],
     *,
     rules: Rules,
     iterations: int,
     step: float = 0.5,
     background: int | None = None,
-    boxes: Tensor | None = None,
     probabilities: Callable[[Tensor], Tensor] | None = None,
-) -> Attack:
-    """Algorithm 1.
+    batch: int = 1,
+) -> Iterator[tuple[Problem, Attack]]:
+    """Algorithm 1 on many images of one shape, some of them at the same time.
+
+    A pass through the network serves up to `batch` images.  An image whose attack has ended leaves
+    and the next one enters; up to rounding, what comes out for an image depends on nothing but itself.
+    When a GPU's memory does not suffice, half as many images go on and the others wait.
 
     Parameters
     ----------
-    image : Tensor (1, 3, H, W)
-        X, in [0, 255].
+    problems : iterable of Problem
+        Drawn from when there is room.
     scores : callable
-        f: perturbed images (1, 3, H, W) to score vectors (N, C) before softmax.
-    labels, adversarial : Tensor, int64 (N,)
-        l_n and l'_n as columns; -1 where there is no target.
+        f: perturbed images (B, 3, H, W) and their problems to one tensor of score vectors (N, C) before
+        softmax for each, differentiable in the images.
     rules : Rules
     iterations : int
         M_0, the greatest number of steps.
@@ -117,55 +148,144 @@ def dense_adversary(
         gamma, the largest change of a value in one step, in grey levels.
     background : int, optional
         Column of the background class, if the network has one.
-    boxes : Tensor (N, 4), optional
-        Boxes of the targets, and
     probabilities : callable, optional
-        class probabilities of scores; both are needed by the strength rule only.
+        Class probabilities of scores; needed by the strength rule only.
+    batch : int
+        Images in one pass, at most.
+
+    Yields
+    ------
+    Problem, Attack
+        In the order in which the attacks end.
 
     Raises
     ------
+    AttackError
+        If the scores do not have one row per target, the scores or their gradient are not finite, or one image
+        alone does not fit into memory.
     ValueError
-        If the scores do not have one row per target, the scores or their gradient are not finite, or the strength
-        rule lacks boxes.
+        If images differ in shape, or the strength rule lacks boxes.
     """
-    if rules.strength is not None and (boxes is None or probabilities is None):
-        raise ValueError("the strength rule needs the boxes of proposals; leave it to detection")
-    target = labels >= 0
-    r = torch.zeros_like(image)
-    if not target.any():
-        return Attack(r, NO_TARGETS, [])
-    foreground = target if background is None else target & (labels != background)
-    enough = rules.stop * int(foreground.sum())
-
-    active: list[int] = []
+    queue, waiting, running = iter(problems), [], []
     while True:
-        x = (image + r).requires_grad_()
-        f = scores(x)
-        _check(f, labels)
-        prediction = f.detach().argmax(1)
-        pushed, left = _active(rules, f.detach(), prediction, target, labels, adversarial, background, boxes,
-                               probabilities, first=not active)  # fmt: skip
-        active.append(int(left.sum()))
-        if active[-1] <= enough:
-            return Attack(r, CONVERGED, active)
-        if len(active) > iterations:
-            return Attack(r, ITERATION_LIMIT, active)
+        while len(running) < batch and (run := _next(queue, waiting, rules, probabilities)) is not None:
+            if (run.problem.labels >= 0).any():
+                running.append(run)
+            else:
+                yield run.problem, Attack(run.r[None], NO_TARGETS, [])
+        if not running:
+            return
+        try:
+            ended = _iterate(running, scores, rules, iterations, step, background, probabilities)
+        except torch.OutOfMemoryError as error:
+            height, width = running[0].r.shape[-2:]
+            if len(running) == 1:
+                raise AttackError(
+                    f"{running[0].problem.name} ({height} x {width} pixels) does not fit into the memory of the GPU; "
+                    "use one with more memory or fewer proposals"
+                ) from error
+            batch = len(running) // 2
+            print(f"out of memory with {len(running)} images of {height} x {width}: going on with {batch}", flush=True)
+            waiting, running = waiting + running[batch:], running[:batch]
+            continue
+        for run, status in ended.items():
+            yield run.problem, Attack(run.r[None], status, run.active)
+        running = [run for run in running if run not in ended]
 
-        # r_m = sum over T_m of grad f_l' - grad f_l: the gradient is linear in its output weights.
-        rows = pushed.nonzero().squeeze(1)
-        suppressed = labels if rules.suppress == "label" else prediction
-        weights = torch.zeros_like(f)
-        weights[rows, adversarial[rows]] = 1
-        weights[rows, suppressed[rows]] -= 1
-        (gradient,) = torch.autograd.grad(_Weighted.apply(f, weights), x)
-        largest = gradient.abs().max()
-        if not torch.isfinite(largest):
-            raise ValueError(
-                "the gradient of the network's scores is not finite; check its weights and the input image"
-            )
-        if largest == 0:
-            return Attack(r, NO_GRADIENT, active)
-        r = r + step * (gradient / largest)
+
+def dense_adversary(
+    image: Tensor,
+    scores: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    adversarial: Tensor,
+    *,
+    boxes: Tensor | None = None,
+    **settings,
+) -> Attack:
+    """Algorithm 1 on one image (1, 3, H, W); `scores` takes such images and returns (N, C).
+
+    The other parameters are those of `Problem` and `dense_adversaries`.
+    """
+    problem = Problem(image[0], labels, adversarial, boxes)
+    ((_, attack),) = dense_adversaries([problem], lambda x, _: [scores(x)], **settings)
+    return attack
+
+
+@dataclass(eq=False)
+class _Run:
+    """An attack under way: r so far and |T_m| of every forward pass."""
+
+    problem: Problem
+    r: Tensor
+    active: list[int]
+
+
+def _next(queue: Iterator[Problem], waiting: list[_Run], rules: Rules, probabilities) -> _Run | None:
+    """A run that has to wait no longer, or a new one."""
+    if waiting:
+        return waiting.pop()
+    problem = next(queue, None)
+    if problem is None:
+        return None
+    if rules.strength is not None and (problem.boxes is None or probabilities is None):
+        raise ValueError("the strength rule needs the boxes of proposals; leave it to detection")
+    return _Run(problem, torch.zeros_like(problem.image), [])
+
+
+def _iterate(running, scores, rules, iterations, step, background, probabilities) -> dict[_Run, str]:
+    """One iteration of all runs: line 3 to line 9 of Algorithm 1.  Returns those that ended with their status.
+
+    Nothing is changed before both passes have succeeded, so that the iteration can be tried again.
+    """
+    shapes = {tuple(run.r.shape) for run in running}
+    if len(shapes) > 1:
+        raise ValueError(f"images of the shapes {sorted(shapes)} cannot be attacked together; group them by shape")
+    x = torch.stack([run.problem.image + run.r for run in running]).requires_grad_()
+    outputs = scores(x, [run.problem for run in running])
+    counts, directions, ended = [], [], {}
+    for run, f in zip(running, outputs, strict=True):
+        problem = run.problem
+        _check(f, problem)
+        target = problem.labels >= 0
+        prediction = f.detach().argmax(1)
+        pushed, left = _active(rules, f.detach(), prediction, target, problem, background, probabilities,
+                               first=not run.active)  # fmt: skip
+        counts.append(int(left.sum()))
+        foreground = target if background is None else target & (problem.labels != background)
+        if counts[-1] <= rules.stop * int(foreground.sum()):
+            ended[run] = CONVERGED
+        elif len(run.active) >= iterations:
+            ended[run] = ITERATION_LIMIT
+        directions.append(torch.zeros_like(f) if run in ended else _direction(rules, f, prediction, pushed, problem))
+    if len(ended) < len(running):
+        lost = sum(_Weighted.apply(f, weights) for f, weights in zip(outputs, directions, strict=True))
+        (gradients,) = torch.autograd.grad(lost, x)
+        for run, gradient in zip(running, gradients, strict=True):
+            if run in ended:
+                continue
+            largest = gradient.abs().max()
+            if not torch.isfinite(largest):
+                raise AttackError(
+                    f"{run.problem.name}: the gradient of the network's scores is not finite; "
+                    "check its weights and the input image"
+                )
+            if largest == 0:
+                ended[run] = NO_GRADIENT
+            else:
+                run.r = run.r + step * (gradient / largest)
+    for run, count in zip(running, counts, strict=True):
+        run.active.append(count)
+    return ended
+
+
+def _direction(rules: Rules, f: Tensor, prediction: Tensor, pushed: Tensor, problem: Problem) -> Tensor:
+    """Weights w of the scores, (N, C): r_m = sum over T_m of grad f_l' - grad f_l is the gradient of (w * f).sum()."""
+    rows = pushed.nonzero().squeeze(1)
+    suppressed = problem.labels if rules.suppress == "label" else prediction
+    weights = torch.zeros_like(f)
+    weights[rows, problem.adversarial[rows]] = 1
+    weights[rows, suppressed[rows]] -= 1
+    return weights
 
 
 class _Weighted(torch.autograd.Function):
@@ -185,10 +305,11 @@ class _Weighted(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
-def _active(rules, f, prediction, target, labels, adversarial, background, boxes, probabilities, first):
+def _active(rules, f, prediction, target, problem, background, probabilities, first):
     """Targets to push in this step, and targets that keep the attack going; bool (N,) each."""
+    labels, adversarial = problem.labels, problem.adversarial
     if rules.strength is not None:
-        weak = _weak(rules.strength, f, target & (prediction == adversarial), adversarial, boxes, probabilities)
+        weak = _weak(rules.strength, f, target & (prediction == adversarial), adversarial, problem.boxes, probabilities)
         prediction = torch.where(weak, labels, prediction)
     if rules.active == "correct":
         pushed = target & (prediction == labels)
@@ -220,8 +341,11 @@ def _weak(strength, f, reached, adversarial, boxes, probabilities):
     return weak
 
 
-def _check(f: Tensor, labels: Tensor) -> None:
-    if f.ndim != 2 or len(f) != len(labels):
-        raise ValueError(f"scores of shape {tuple(f.shape)} do not have one row for each of the {len(labels)} targets")
+def _check(f: Tensor, problem: Problem) -> None:
+    if f.ndim != 2 or len(f) != len(problem.labels):
+        raise AttackError(
+            f"{problem.name}: scores of shape {tuple(f.shape)} do not have one row for each of the "
+            f"{len(problem.labels)} targets"
+        )
     if not torch.isfinite(f).all():
-        raise ValueError("the network's scores are not finite; check its weights and the input image")
+        raise AttackError(f"{problem.name}: the network's scores are not finite; check its weights and the input image")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dag import store, voc
-from dag.attack import NO_TARGETS, PRESETS, Attack, Rules, dense_adversary
+from dag.attack import NO_TARGETS, PRESETS, Attack, AttackError, Problem, Rules, dense_adversaries
 from dag.networks.interface import Detector, Network, Segmenter
+from dag.networks.upsampling import at_pixels, interpolation
 from dag.perturbation import generator, perceptibility
 from dag.targets import Targets, detection_targets, segmentation_targets
 
@@ -25,37 +28,54 @@ def rules_of(settings: dict, task: str) -> Rules:
     return replace(preset, **options)
 
 
-def attack_segmenter(
-    network: Segmenter, image: Tensor, label_map: Tensor, settings: dict, rng
-) -> tuple[Attack, Targets]:
-    """Attack one image (1, 3, H, W) with its true label map (H, W)."""
-    rules = rules_of(settings, "segmentation")
+# Images that share a pass: on a CPU that gains nothing.
+BATCH = {"cpu": 1, "cuda": 8}
+
+
+def pixel_scores(network: Segmenter) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack`: scores (N, C) of the pixels `Problem.where`, y * W + x, from low-resolution scores."""
+    sampled: dict = {}  # size of scores and image -> matrices of the interpolation
+    matrices: WeakKeyDictionary = WeakKeyDictionary()  # problem -> sparse matrix of its pixels
+
+    def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        low, size = network.body(x), tuple(x.shape[-2:])
+        key = (*low.shape[1:], *size)
+        if key not in sampled:
+            sampled[key] = interpolation(network, low[:1].detach(), size)
+        if sampled[key] is None:
+            return [
+                f.flatten(1).T[problem.where] for f, problem in zip(network.upsample(low, size), problems, strict=True)
+            ]
+        for problem in problems:
+            if problem not in matrices:
+                matrices[problem] = at_pixels(*sampled[key], problem.where)
+        return [torch.sparse.mm(matrices[p], f.flatten(1).T) for p, f in zip(problems, low, strict=True)]
+
+    return scores
+
+
+def proposal_scores(network: Detector) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack`: scores (N, C) of the proposals `Problem.where`."""
+
+    def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        proposals = [problem.where for problem in problems]
+        return list(network.scores(network.features(x), proposals).split([len(one) for one in proposals]))
+
+    return scores
+
+
+def segmentation_problem(network: Segmenter, image: Tensor, label_map: Tensor, rules: Rules, rng, name: str):
+    """`Problem` and `Targets` of one image (3, H, W) with its true label map (H, W)."""
     targets = segmentation_targets(label_map, network.labels, rules.labels, rules.background, rng).to(image.device)
-
-    def scores(x: Tensor) -> Tensor:
-        return network(x)[0].flatten(1).T
-
-    attack = dense_adversary(
-        image,
-        scores,
-        targets.labels,
-        targets.adversarial,
-        rules=rules,
-        iterations=settings["iterations"],
-        step=settings["step"],
-        background=network.labels.index(0),
-    )
-    return attack, targets
+    pixels = (targets.labels >= 0).nonzero().squeeze(1)
+    return Problem(image, targets.labels[pixels], targets.adversarial[pixels], where=pixels, name=name), targets
 
 
-def attack_detector(
-    network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rng
-) -> tuple[Attack, Targets]:
-    """Attack one image (1, 3, H, W) with its true objects; the proposals of the clean image stay fixed."""
-    rules = rules_of(settings, "detection")
+def detection_problem(network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rules: Rules, rng, name):
+    """`Problem` and `Targets` of one image (3, H, W) with its true objects, on proposals of the clean image."""
     targets = detection_targets(
         network,
-        image,
+        image[None],
         torch.from_numpy(objects.boxes).to(image.device),
         torch.from_numpy(objects.labels).to(image.device),
         nms=settings["nms"],
@@ -65,23 +85,25 @@ def attack_detector(
         rule=rules.labels,
         rng=rng,
     )
+    found = targets.proposals
+    return Problem(image, targets.labels, targets.adversarial, found.boxes, where=found, name=name), targets
 
-    def scores(x: Tensor) -> Tensor:
-        return network.scores(network.features(x), [targets.proposals])
 
-    attack = dense_adversary(
-        image,
-        scores,
-        targets.labels,
-        targets.adversarial,
-        rules=rules,
+def attacks(
+    network: Network, problems: Iterable[Problem], settings: dict, batch: int = 1
+) -> Iterator[tuple[Problem, Attack]]:
+    """`dag.attack.dense_adversaries` on a network with the settings of a source."""
+    detector = network.task == "detection"
+    return dense_adversaries(
+        problems,
+        proposal_scores(network) if detector else pixel_scores(network),
+        rules=rules_of(settings, network.task),
         iterations=settings["iterations"],
         step=settings["step"],
         background=network.labels.index(0) if 0 in network.labels else None,
-        boxes=targets.proposals.boxes,
-        probabilities=network.probabilities,
+        probabilities=network.probabilities if detector else None,
+        batch=batch,
     )
-    return attack, targets
 
 
 def perturb(
@@ -94,9 +116,12 @@ def perturb(
     name: str,
     header: dict,
     device: str = "cpu",
-    progress: Callable[[Iterable], Iterable] = iter,
+    batch: int | None = None,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> None:
     """Attack every image of a shard and store the perturbations.
+
+    Images of equal size share passes of the network, so they are attacked size by size.
 
     Parameters
     ----------
@@ -113,32 +138,56 @@ def perturb(
         attack, so that variants differ by their rules alone.
     header : dict
         Identity of the shard, see `dag.store`.
+    batch : int, optional
+        Images that share a pass, at most; by default that of `BATCH`.
+    progress : callable
+        Wraps what it is given, attacks as they end and their number.
     """
     network = network.to(device)
+    batch = BATCH[torch.device(device).type] if batch is None else batch
+    rules = rules_of(settings, network.task)
     with store.writing(path, "perturbations", [image_id for _, image_id in images], header) as shard:
-        for root, image_id in progress(images):
-            if image_id in shard.done:
-                continue
-            image = torch.from_numpy(voc.read_image(root, image_id))[None].to(device)
-            rng = generator("adversarial labels", seed, name, image_id)
-            try:
-                if network.task == "segmentation":
-                    truth = torch.from_numpy(voc.read_label_map(root, image_id)).long()
-                    attack, targets = attack_segmenter(network, image, truth, settings, rng)
-                else:
-                    attack, targets = attack_detector(network, image, voc.read_objects(root, image_id), settings, rng)
-            except ValueError as error:
-                raise ValueError(f"{path}: image {image_id} cannot be attacked by {name}: {error}") from error
-            r = attack.perturbation[0].float().cpu().numpy()
-            attributes = {
-                "status": attack.status,
-                "iterations": attack.iterations,
-                "seed": seed,
-                "targets": targets.count,
-                "available": targets.available,
-                "start": attack.active[0] if attack.status != NO_TARGETS else 0,
-                "active": attack.active,
-                "perceptibility": perceptibility(r),
-                "largest": float(abs(r).max()),
-            }
-            shard.put(image_id, r, attributes)
+        todo = [(root, image_id) for root, image_id in images if image_id not in shard.done]
+        begun: dict[Problem, Targets] = {}
+
+        def size(image: tuple[Path, str]) -> tuple[int, int]:
+            return voc.image_size(*image)
+
+        def problems(group: Iterable[tuple[Path, str]]) -> Iterator[Problem]:
+            for root, image_id in group:
+                image = torch.from_numpy(voc.read_image(root, image_id)).to(device)
+                rng = generator("adversarial labels", seed, name, image_id)
+                try:
+                    if network.task == "segmentation":
+                        truth = torch.from_numpy(voc.read_label_map(root, image_id)).long()
+                        problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id)
+                    else:
+                        objects = voc.read_objects(root, image_id)
+                        problem, targets = detection_problem(network, image, objects, settings, rules, rng, image_id)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
+                begun[problem] = targets
+                yield problem
+
+        def attacked() -> Iterator[tuple[Problem, Attack]]:
+            for _, group in groupby(sorted(todo, key=size), size):
+                yield from attacks(network, problems(group), settings, batch)
+
+        try:
+            for problem, attack in progress(attacked(), len(todo)):
+                targets = begun.pop(problem)
+                r = attack.perturbation[0].float().cpu().numpy()
+                attributes = {
+                    "status": attack.status,
+                    "iterations": attack.iterations,
+                    "seed": seed,
+                    "targets": targets.count,
+                    "available": targets.available,
+                    "start": attack.active[0] if attack.status != NO_TARGETS else 0,
+                    "active": attack.active,
+                    "perceptibility": perceptibility(r),
+                    "largest": float(abs(r).max()),
+                }
+                shard.put(problem.name, r, attributes)
+        except AttackError as error:
+            raise ValueError(f"{path}: {name} cannot attack image {error}") from error

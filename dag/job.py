@@ -41,21 +41,21 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
-def progress(items: Iterable, what: str, seconds: float = 30) -> Iterator:
-    """Yield the items; show a bar on a terminal, a line every `seconds` in a log."""
-    items = list(items)
+def progress(items: Iterable, what: str, total: int | None = None, seconds: float = 30) -> Iterator:
+    """Yield the items; show a bar on a terminal, a line every `seconds` in a log.  `total`: if they have no length."""
+    total = len(items) if total is None else total
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=what)
+        yield from tqdm(items, desc=what, total=total)
         return
     begin = last = time.monotonic()
     for number, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - last >= seconds or number == len(items):
+        if now - last >= seconds or number == total:
             last = now
-            print(f"{what}: {number} of {len(items)}, {now - begin:.0f} s", file=sys.stderr)
+            print(f"{what}: {number} of {total}, {now - begin:.0f} s", file=sys.stderr)
 
 
 def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[list, dict]:

@@ -269,6 +269,18 @@ def read_picture(path: str | Path) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1), dtype=np.float32)
 
 
+def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
+    """Height and width of an image, from the header of its file.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or is no image.
+    """
+    with _open(_image_path(root, image_id), decode=False) as image:
+        return image.height, image.width
+
+
 def read_label_map(root: str | Path, image_id: str) -> np.ndarray:
     """The class of every pixel, uint8 (H, W): VOC ids 0..20, 255 = void.
 

@@ -21,5 +21,5 @@ generate.perturb(
     name=network["name"],
     header=header | {"source": source, "settings": params.settings, "seed": params.seed},
     device=device(),
-    progress=lambda items: progress(items, source),
+    progress=lambda items, total: progress(items, source, total),
 )

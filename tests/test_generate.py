@@ -75,7 +75,7 @@ def test_shards_order_and_interruptions_do_not_matter(task, root, tmp_path):
         apart |= perturb(task, root, [image_id], tmp_path / f"{image_id}.h5")
     assert same(together, apart)
 
-    def first_one_only(items):
+    def first_one_only(items, _):
         yield next(iter(items))
         raise KeyboardInterrupt
 
@@ -184,7 +184,7 @@ def test_an_error_names_the_image_and_the_network(root, tmp_path):
     folder = tmp_path / "voc"
     mini.make_voc(folder, {"Main/test": IDS[:2]}, seed=5)
     Image.fromarray(np.full((96, 128), 20, np.uint8)).save(folder / "SegmentationClass" / f"{IDS[1]}.png")
-    with pytest.raises(ValueError, match=r"a.h5: image 000002 cannot be attacked by net: .* classes \[20\], which"):
+    with pytest.raises(ValueError, match=r"a.h5: net cannot attack image 000002: .* classes \[20\], which"):
         perturb("segmentation", folder, IDS[:2], tmp_path / "a.h5")
     # what was done before stays
     assert (tmp_path / "a.h5.partial").exists() and not (tmp_path / "a.h5").exists()
@@ -193,7 +193,7 @@ def test_an_error_names_the_image_and_the_network(root, tmp_path):
 def test_a_network_that_yields_nan_is_named(root, tmp_path):
     broken = network("segmentation")
     broken.score.bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match="image 000001 cannot be attacked by net: the network's scores are not finite"):
+    with pytest.raises(ValueError, match="net cannot attack image 000001: the network's scores are not finite"):
         generate.perturb(
             broken, [(root, IDS[0])], tmp_path / "a.h5", settings=SEGMENTATION, seed=0, name="net", header={}
         )

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.ops
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dag.networks import operators
 
@@ -94,3 +96,50 @@ def test_ps_roi_pool_equals_a_loop():
             expected[r, c, i, j] = cell.mean() if cell.numel() else 0
     got = operators.ps_roi_pool(features, rois, size, scale)
     np.testing.assert_allclose(got.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_perceptron_and_its_gradient(factor, share):
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 5).double(), nn.Linear(5, 4).double()]
+    rows = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    expected = rows
+    for layer in layers:
+        expected = layer(expected).relu() * factor
+    found = operators.perceptron(rows, layers, factor)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(10, 4, dtype=torch.float64) * (torch.rand(10, 1) < share)
+    here, there = (torch.autograd.grad((f * weights).sum(), rows)[0] for f in (found, expected))
+    torch.testing.assert_close(here, there)
+    assert torch.equal(here[(weights == 0).all(1)], torch.zeros_like(here[(weights == 0).all(1)]))
+
+
+def test_perceptron_does_no_work_for_rows_without_a_gradient():
+    seen = []
+    layers = [nn.Linear(3, 3)]
+    rows = torch.randn(8, 3, requires_grad=True)
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if "mm" in str(function):
+                seen.append(len(arguments[0]))
+            return function(*arguments, **(keywords or {}))
+
+    (out,) = operators.perceptron(rows, layers)[5:6]
+    with Products():
+        torch.autograd.grad(out.sum(), rows)
+    assert seen == [1]
+
+
+def test_roi_pool_leaves_out_rows_without_a_gradient():
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 9, 9, dtype=torch.float64, requires_grad=True)
+    corner = torch.randint(0, 60, (6, 2))
+    rois = torch.cat([torch.zeros(6, 1), corner, corner + torch.randint(20, 80, (6, 2))], 1).double()
+    weights = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    weights[[0, 3, 4]] = 0
+    (together,) = torch.autograd.grad((operators.roi_pool(maps, rois, 3, 1 / 16) * weights).sum(), maps)
+    single = [operators.roi_pool(maps, rois[k : k + 1], 3, 1 / 16) * weights[k] for k in (1, 2, 5)]
+    (alone,) = torch.autograd.grad(sum(one.sum() for one in single), maps)
+    torch.testing.assert_close(together, alone)

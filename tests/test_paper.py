@@ -35,7 +35,7 @@ PAPER = ROOT / "config" / "paper.yaml"
 LISTS_2007 = {"VOCtrainval_06-Nov-2007.tar": {"Main/trainval": ["000005", "000007"]},
               "VOCtest_06-Nov-2007.tar": {"Main/test": ["000001", "000925"]}}  # fmt: skip
 LISTS_2012 = {
-    "Main/trainval": ["2008_000008", "2008_000015"],
+    "Main/trainval": ["2008_000008", "2008_000015", "2008_000016"],
     "Segmentation/train": ["2008_000008"],
     "Segmentation/val": ["2007_000925", "2008_000763", "2008_000016", "2007_000005"],
 }

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from dag import mini, store, voc
-from dag.generate import attack_detector, perturb
+from dag.generate import attacks, detection_problem, perturb, rules_of
 from dag.networks import interface, operators
 from dag.networks.interface import Proposals
 from dag.networks.torchvision_models import _best, detector, segmenter, voc_columns
@@ -399,7 +399,9 @@ def test_the_step_on_log_probabilities_is_the_step_on_logits():
     objects = voc.Objects(np.float32([[5, 5, 40, 40]]), np.array([12]), np.array([False]))
     settings = {"rules": "algorithm-1", "options": {"active": "unreached"}, "iterations": 1, "step": 0.5}
     settings |= {"nms": 0.9, "limit": 200, "overlap": 0.1, "confidence": 0.0}
-    attack, targets = attack_detector(network, inputs, objects, settings, np.random.default_rng(0))
+    rules, rng = rules_of(settings, "detection"), np.random.default_rng(0)
+    problem, targets = detection_problem(network, inputs[0], objects, settings, rules, rng, "one")
+    ((_, attack),) = attacks(network, [problem], settings)
     seen = []
     network.roi_heads.box_predictor.register_forward_hook(lambda *args: seen.append(args[2][0]))
     x = inputs.clone().requires_grad_()

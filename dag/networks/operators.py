@@ -9,10 +9,12 @@ miniature compute.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 _package = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
 for _library in sorted(_package.glob("_C*.so")) + sorted(_package.glob("_C*.pyd")):
@@ -51,7 +53,59 @@ class _Pool(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         backward = getattr(torch.ops.torchvision, f"_{ctx.name}_backward")
         sizes = (ctx.size, ctx.size, batch, channels, height, width)
-        return backward(gradient.contiguous(), rois, origin, ctx.scale, *sizes), None, None, None, None
+        rows = _active(gradient)
+        if ctx.name == "roi_pool":  # the other operator keeps no row of `origin` for each roi
+            origin = origin[rows]
+        elif len(rows) < len(gradient):
+            rows = torch.arange(len(gradient), device=gradient.device)
+        return backward(gradient[rows], rois[rows], origin, ctx.scale, *sizes), None, None, None, None
+
+
+class _Perceptron(torch.autograd.Function):
+    """Linear layers with ReLU behind each, whose backward pass leaves out rows without a gradient."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, factor: float, *parameters: Tensor) -> Tensor:
+        outputs = []
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            rows = F.relu_(F.linear(rows, weight, bias))
+            if factor != 1:
+                rows *= factor
+            outputs.append(rows)
+        ctx.save_for_backward(*parameters[::2], *outputs)
+        ctx.factor = factor
+        return rows.clone()  # the saved one must stay as it is
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        weights, outputs = (
+            ctx.saved_tensors[: len(ctx.saved_tensors) // 2],
+            ctx.saved_tensors[len(ctx.saved_tensors) // 2 :],
+        )
+        rows = _active(gradient)
+        active = gradient[rows]
+        for weight, output in zip(reversed(weights), reversed(outputs), strict=True):
+            active = (active * (output[rows] > 0)) @ weight
+            if ctx.factor != 1:
+                active *= ctx.factor
+        whole = gradient.new_zeros(len(gradient), active.shape[1])
+        whole[rows] = active
+        return whole, None, *[None] * (2 * len(weights))
+
+
+def _active(gradient: Tensor) -> Tensor:
+    """Rows of a gradient that are not zero."""
+    return (gradient.flatten(1) != 0).any(1).nonzero().squeeze(1)
+
+
+def perceptron(rows: Tensor, layers: Sequence[nn.Linear], factor: float = 1.0) -> Tensor:
+    """relu(layer(rows)) * factor, layer after layer; (R, D) to (R, E).
+
+    Only the input gets a gradient: in the backward pass a row costs nothing if nothing depends on it, like a
+    proposal that is no longer attacked.
+    """
+    parameters = [parameter for layer in layers for parameter in (layer.weight.detach(), layer.bias.detach())]
+    return _Perceptron.apply(rows, factor, *parameters)
 
 
 def roi_pool(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
