@@ -22,7 +22,7 @@ all: $(READY)  ## run the workflow: the default experiment, offline, minutes
 test: lint  ## all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
 
-smoke: $(READY)  ## the paper's experiment at full width on two images with random weights, about half an hour
+smoke: $(READY)  ## whole experiments on full-size networks: random weights, two images, half an hour
 	$(BIN)/python -m pytest -m full $(ARGS)
 
 lint: $(READY)  ## the checks of style alone

@@ -26,7 +26,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
         pytest.skip("no sbatch on this machine: nothing is submitted to Slurm")
     if item.get_closest_marker("full") and "full" not in item.config.getoption("markexpr"):
-        pytest.skip("the whole paper at full width takes half an hour: make smoke runs it")
+        pytest.skip("whole experiments on full-size networks take half an hour: make smoke runs them")
     if item.get_closest_marker("gpu") and not _cuda_is_available():
         pytest.skip("no CUDA device: not checked on a GPU")
 

@@ -257,6 +257,12 @@ def test_templates_of_other_weights_are_not_used(change):
     assert (results(network, images, True)[1] - before).abs().max() > 1e-6
 
 
+def test_shapes_without_values():
+    network = make("fcn8s").to("meta")
+    images = torch.empty(1, 3, 20, 30, dtype=torch.float64, device="meta", requires_grad=True)
+    assert network(images).shape == (1, 4, 20, 30)
+
+
 def test_another_precision():
     network, images = make("fcn8s"), random_images(20, 30)
     results(network, images, True)

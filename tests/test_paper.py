@@ -63,8 +63,10 @@ SMOKE = {
 }
 
 
-def snakemake(folder: Path, *arguments: str, overlay: dict | None = None) -> subprocess.CompletedProcess:
-    files = [str(PAPER)]
+def snakemake(
+    folder: Path, *arguments: str, overlay: dict | None = None, config: Path = PAPER
+) -> subprocess.CompletedProcess:
+    files = [str(config)]
     if overlay is not None:
         (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
         files.append(str(folder / "overlay.yaml"))

@@ -99,13 +99,16 @@ def pointwise(function: Callable[[Tensor], Tensor]) -> Layer:
 def applies(network: nn.Module, images: Tensor) -> bool:
     """Whether a pass may leave out the border, and gains by it.
 
-    It may if `network.elide` is set, nothing is random (evaluation mode), no weight gets a gradient, and
-    the weights alone decide the precision (no autocast).  It gains if the images get a gradient: an
-    attack shows many images of one size, while an evaluation would mostly compute a template to use it once.
+    It may if `network.elide` is set, nothing is random (evaluation mode), no weight gets a gradient, the
+    images have values (are not on the meta device), and the weights alone decide the precision (no autocast).
+    It gains if the images get a gradient: an attack shows many images of one size, while an evaluation
+    would mostly compute a template to use it once.
     """
-    gains = torch.is_grad_enabled() and images.requires_grad
-    fixed = not network.training and not torch.is_autocast_enabled(images.device.type)
-    return network.elide and gains and fixed and not any(weight.requires_grad for weight in network.parameters())
+    if not network.elide or network.training or not (torch.is_grad_enabled() and images.requires_grad):
+        return False
+    if images.is_meta or torch.is_autocast_enabled(images.device.type):
+        return False
+    return not any(weight.requires_grad for weight in network.parameters())
 
 
 def windows(length: int, blocks: Sequence[Sequence[Layer]]) -> list[Window]:
