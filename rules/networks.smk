@@ -69,7 +69,7 @@ rule train_by_recipe:
     threads: 2
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=lambda wildcards: 6000 + 700 * config["recipes"][training(wildcards)["recipe"]].get("batch", 1),
         runtime=2880,
     params:
         network=lambda wildcards: network(wildcards.network),

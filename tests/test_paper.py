@@ -256,7 +256,7 @@ def test_all_of_it_on_two_images_at_full_width(server, tmp_path):
         assert frame.paper.notna().any()
         assert "†" in (tables / f"{name}.md").read_text() or name in ("table2", "table4")
     statuses = pd.read_csv(tables / "statuses.csv")
-    assert (statuses.iterations_max > 0).all() and (statuses.images == 2).all()
+    assert (statuses.iterations_max > 0).all() and set(statuses.images) == {2, 6}
     derived = {name: (work / "resources/image_sets" / f"{name}.txt").read_text().split()
                for name in ("seg11valid", "table4-687", "table4-110")}  # fmt: skip
     assert derived == dict.fromkeys(derived, UNSEEN)
