@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/requirements.stamp
 RULES := Snakefile rules
 
-.PHONY: help all test smoke lint format report lock clean
+.PHONY: help all test smoke slurm-test lint format report lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 all: $(READY)  ## run the workflow: the default experiment, offline, minutes
 	$(BIN)/snakemake --cores $(CORES) --workflow-profile profiles/default all $(ARGS)
@@ -24,6 +24,10 @@ test: lint  ## all checks and tests
 
 smoke: $(READY)  ## whole experiments on full-size networks: random weights, two images, half an hour
 	$(BIN)/python -m pytest -m full $(ARGS)
+
+slurm-test: $(READY)  ## jobs on a Slurm cluster of three pretended nodes; installs Debian's Slurm, minutes
+	tests/slurm/install.sh
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: $(READY)  ## the checks of style alone
 	$(BIN)/ruff check

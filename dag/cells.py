@@ -8,10 +8,8 @@ alone computes nothing that it does not show.
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +50,6 @@ class Cell:
             return store.read_header(self.path, "predictions")["key"] == store.key(self.header)
         except ValueError:
             return False
-
-
-@contextmanager
-def alone(cell: Cell) -> Iterator[None]:
-    """Wait until no other job computes this cell: two tables may share it.
-
-    The lock is one of the operating system and falls with the process that holds it.
-    """
-    cell.path.parent.mkdir(parents=True, exist_ok=True)
-    with open(cell.path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def cells_of(

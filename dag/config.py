@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,12 @@ def check(config: dict, schema: Path) -> None:
     for kind in ("tables", "figures"):
         for name, entry in config[kind].items():
             _check_product(config, f"{kind}.{name}", entry)
+    for entry in config["given_up"]:
+        image_set, _, shard = entry.partition("/")
+        if image_set not in config["image_sets"] or shard not in _all_shards(config, image_set):
+            raise ValueError(f"configuration, given_up: there is no shard {entry}; write image set/shard")
+        if not shards(config, image_set):
+            raise ValueError(f"configuration, given_up: no shard of {image_set} is left; take one out of the list")
 
 
 def _check_training(config: dict, name: str) -> None:
@@ -316,11 +323,46 @@ def attack(config: dict, source: str) -> dict:
         raise ValueError(f"network {network!r} is not in networks")
     if variant and variant not in config["variants"]:
         raise ValueError(f"variant {variant!r} is not in variants")
-    return config["attacks"][config["networks"][network]["task"]] | config["variants"].get(variant, {})
+    task = config["networks"][network]["task"]
+    settings = config["attacks"][task] | config["variants"].get(variant, {})
+    if task == "detection" and settings.get("precision") == "bf16":
+        raise ValueError("precision bf16 is for segmentation, proposals need more digits; choose tf32 or fp32")
+    return settings
 
 
 def shards(config: dict, image_set: str) -> list[str]:
-    """Names of the shards of an image set."""
+    """Names of the shards of an image set, without those that are given up."""
+    return [shard for shard in _all_shards(config, image_set) if f"{image_set}/{shard}" not in config["given_up"]]
+
+
+def given_up(config: dict, image_set: str) -> list[str]:
+    """Names of the shards of an image set that are given up."""
+    return [shard for shard in _all_shards(config, image_set) if f"{image_set}/{shard}" in config["given_up"]]
+
+
+def advice(log: str, config: dict) -> str:
+    """What to do after a run in which jobs failed, from what Snakemake logged."""
+    text = (
+        "Jobs have failed; each said why above and in its file below logs/. "
+        "Mend that and start the same command again: what is finished is kept."
+    )
+    failed = re.findall(r"^Error in rule (?:perturb|predict):$.*?^    output: (\S+)$", log, re.MULTILINE | re.DOTALL)
+    shards = {_shard_of(Path(output)): None for output in failed}
+    if shards:
+        text += (
+            " Or give the shards up that failed; every table then says which images are missing: "
+            f"--config 'given_up=[{', '.join([*config['given_up'], *shards])}]'"
+        )
+    return text
+
+
+def _shard_of(output: Path) -> str:
+    """Image set/shard of {image_set}/perturbations/{source}/{shard}.h5 or cells/{product}/{image_set}/{shard}.json."""
+    image_set = output.parts[-4] if output.suffix == ".h5" else output.parts[-2]
+    return f"{image_set}/{output.stem}"
+
+
+def _all_shards(config: dict, image_set: str) -> list[str]:
     count = -(-config["image_sets"][image_set]["size"] // config["shard_size"])
     return [f"{shard:04d}" for shard in range(count)]
 
@@ -347,6 +389,12 @@ def code_digest(root: Path, *modules: str) -> str:
         found[module], imported = _outline(path)
         pending += imported
     return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:16]
+
+
+def package_digest(root: Path) -> str:
+    """Digest of all modules of the package in `root`, see `code_digest`."""
+    files = [path.relative_to(root).with_suffix("") for path in sorted((root / "dag").rglob("*.py"))]
+    return code_digest(root, *(".".join(file.parts) for file in files))
 
 
 @cache

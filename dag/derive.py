@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from dag import store
@@ -40,10 +41,12 @@ def permuted(shard: Path, path: Path, *, name: str, draw: int, seed: int, code: 
 
 
 def _derive(shards, path, ids, header, function) -> None:
-    with store.writing(path, "perturbations", ids, header) as derived:
+    with ExitStack() as stack:
+        files = [stack.enter_context(store.reading(shard, "perturbations")) for shard in shards]
+        derived = stack.enter_context(store.writing(path, "perturbations", ids, header, every=1))
         for image_id in ids:
             if image_id in derived.done:
                 continue
-            r = function(image_id, [store.read(shard, image_id, "perturbations")[0] for shard in shards])
+            r = function(image_id, [store.get(file, image_id)[0] for file in files])
             attributes = {"perceptibility": perceptibility(r), "largest": float(abs(r).max())}
             derived.put(image_id, r, attributes)

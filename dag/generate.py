@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -14,7 +15,8 @@ from torch import Tensor
 from dag import store, voc
 from dag.attack import NO_TARGETS, PRESETS, Attack, AttackError, Problem, Rules, dense_adversaries
 from dag.networks.interface import Detector, Network, Segmenter
-from dag.networks.upsampling import at_pixels, interpolation
+from dag.networks.precision import arithmetic
+from dag.networks.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.perturbation import generator, perceptibility
 from dag.targets import Targets, detection_targets, segmentation_targets
 
@@ -34,22 +36,23 @@ BATCH = {"cpu": 1, "cuda": 8}
 
 def pixel_scores(network: Segmenter) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
     """f for `dag.attack`: scores (N, C) of the pixels `Problem.where`, y * W + x, from low-resolution scores."""
-    sampled: dict = {}  # size of scores and image -> matrices of the interpolation
-    matrices: WeakKeyDictionary = WeakKeyDictionary()  # problem -> sparse matrix of its pixels
+    products: dict = {}  # size of scores and image -> matrices of the interpolation
+    matrices: WeakKeyDictionary = WeakKeyDictionary()  # problem -> sparse matrix of its pixels, and its transpose
 
     def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
-        low, size = network.body(x), tuple(x.shape[-2:])
+        low, size = network.body(x).to(x), tuple(x.shape[-2:])
         key = (*low.shape[1:], *size)
-        if key not in sampled:
-            sampled[key] = interpolation(network, low[:1].detach(), size)
-        if sampled[key] is None:
+        if key not in products:
+            products[key] = interpolation(network, low[:1].detach(), size)
+        if products[key] is None:
             return [
                 f.flatten(1).T[problem.where] for f, problem in zip(network.upsample(low, size), problems, strict=True)
             ]
         for problem in problems:
             if problem not in matrices:
-                matrices[problem] = at_pixels(*sampled[key], problem.where)
-        return [torch.sparse.mm(matrices[p], f.flatten(1).T) for p, f in zip(problems, low, strict=True)]
+                matrix = at_pixels(*products[key], problem.where)
+                matrices[problem] = matrix, transposed(matrix)
+        return [sampled(f, *matrices[problem]) for problem, f in zip(problems, low, strict=True)]
 
     return scores
 
@@ -90,13 +93,17 @@ def detection_problem(network: Detector, image: Tensor, objects: voc.Objects, se
 
 
 def attacks(
-    network: Network, problems: Iterable[Problem], settings: dict, batch: int = 1
+    network: Network, problems: Iterable[Problem], settings: dict, batch: int = 1, device: str = "cpu"
 ) -> Iterator[tuple[Problem, Attack]]:
-    """`dag.attack.dense_adversaries` on a network with the settings of a source."""
+    """`dag.attack.dense_adversaries` on a network with the settings of a source.
+
+    With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
+    counted again, and an image that has targets left gets the steps that are left to it.
+    """
     detector = network.task == "detection"
-    return dense_adversaries(
-        problems,
-        proposal_scores(network) if detector else pixel_scores(network),
+    run = partial(
+        dense_adversaries,
+        scores=proposal_scores(network) if detector else pixel_scores(network),
         rules=rules_of(settings, network.task),
         iterations=settings["iterations"],
         step=settings["step"],
@@ -104,6 +111,11 @@ def attacks(
         probabilities=network.probabilities if detector else None,
         batch=batch,
     )
+    precision = settings.get("precision", "fp32")
+    if precision != "fp32":
+        rough = run(problems, arithmetic=partial(arithmetic, precision, device))
+        problems = (replace(problem, start=attack) for problem, attack in rough)
+    yield from run(problems, arithmetic=partial(arithmetic, "fp32", device))
 
 
 def perturb(
@@ -148,7 +160,7 @@ def perturb(
     rules = rules_of(settings, network.task)
     with store.writing(path, "perturbations", [image_id for _, image_id in images], header) as shard:
         todo = [(root, image_id) for root, image_id in images if image_id not in shard.done]
-        begun: dict[Problem, Targets] = {}
+        begun: dict[str, tuple[Problem, Targets]] = {}
 
         def size(image: tuple[Path, str]) -> tuple[int, int]:
             return voc.image_size(*image)
@@ -166,16 +178,24 @@ def perturb(
                         problem, targets = detection_problem(network, image, objects, settings, rules, rng, image_id)
                 except ValueError as error:
                     raise ValueError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
-                begun[problem] = targets
+                except torch.OutOfMemoryError as error:
+                    raise ValueError(
+                        f"{path}: {name} cannot attack image {image_id} ({_pixels(image)}): finding its targets does "
+                        "not fit into the memory of the GPU; use one with more memory or fewer proposals"
+                    ) from error
+                except KeyboardInterrupt as interruption:
+                    interruption.add_note(f"{name} was finding the targets of image {image_id} ({_pixels(image)})")
+                    raise
+                begun[image_id] = problem, targets
                 yield problem
 
         def attacked() -> Iterator[tuple[Problem, Attack]]:
             for _, group in groupby(sorted(todo, key=size), size):
-                yield from attacks(network, problems(group), settings, batch)
+                yield from attacks(network, problems(group), settings, batch, torch.device(device).type)
 
         try:
             for problem, attack in progress(attacked(), len(todo)):
-                targets = begun.pop(problem)
+                _, targets = begun.pop(problem.name)
                 r = attack.perturbation[0].float().cpu().numpy()
                 attributes = {
                     "status": attack.status,
@@ -191,3 +211,11 @@ def perturb(
                 shard.put(problem.name, r, attributes)
         except AttackError as error:
             raise ValueError(f"{path}: {name} cannot attack image {error}") from error
+        except KeyboardInterrupt as interruption:
+            for problem, _ in begun.values():
+                interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
+            raise
+
+
+def _pixels(image: Tensor) -> str:
+    return "{} x {} pixels".format(*image.shape[-2:])

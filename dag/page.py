@@ -50,6 +50,7 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
             parts.append(_links(f"figures/{name}", kinds))
     for name, title in (("perceptibility", "Perceptibility"), ("statuses", "How the attacks ended")):
         parts += _text_table(name, title, folder)
+    parts.append('<p><small>What made these results: <a href="provenance.json">provenance.json</a></small></p>')
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -31,6 +31,7 @@ def score(
     *,
     resamples: int,
     seed: int,
+    missing: Iterable[str] = (),
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
     """Score every cell of a table.
@@ -40,18 +41,20 @@ def score(
     manifests : list of Path
         One per shard, in order; see `dag.cells`.
     images : list of (root, image id)
-        The whole image set, in order.
+        The whole image set in order, without what is `missing`.
     networks : dict
         Victims in order: {name: {"label", "task", ...}}.
     resamples, seed : int
         Of the bootstrap over images.  All cells and victims of an image set share the resamples,
         so differences between cells are paired.
+    missing : iterable of str
+        Ids of the images whose shards are given up: on record, not scored.
 
     Returns
     -------
     list of dict
-        One per victim: victim, label, task, images (their number), metric, companion_metric and `cells`: for
-        each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se
+        One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric
+        and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se
         (against `none`, paired), per_class (all in percent; None where a class is absent),
         perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
         permuted draws is a cell of its own, `x.permuted`.
@@ -70,6 +73,7 @@ def score(
             "label": entry["label"],
             "task": entry["task"],
             "images": len(images),
+            "missing": list(missing),
             "metric": METRICS[entry["task"]][0],
             "companion_metric": METRICS[entry["task"]][1],
             "cells": _cells(values[victim]),

@@ -68,9 +68,9 @@ def transfer(
     -------
     DataFrame
         One row per cell: perturbation, row_label, group ("none", "single", "sum", "permuted"),
-        victim, column_label, task, image_set, images, metric, pixels, score, score_se,
-        companion_metric, companion, companion_se, drop, drop_se, mark (see `mark`),
-        perceptibility, linf, and white_box: whether the victim's own perturbation is a summand.
+        victim, column_label, task, image_set, images, missing (ids of the images that were given up,
+        separated by blanks), metric, pixels, score, score_se, companion_metric, companion, companion_se,
+        drop, drop_se, mark (see `mark`), perceptibility, linf, and white_box: whether the victim's own perturbation is a summand.
         A permuted perturbation is a control and never a white-box attack.  With `paper` also
         paper and paper_p, NaN where the value is not known.
 
@@ -391,6 +391,7 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
         "task": victim["task"],
         "image_set": victim["image_set"],
         "images": victim["images"],
+        "missing": " ".join(victim.get("missing", [])),
         "metric": victim["metric"],
         "pixels": pixels,
         "score": number["score"],
@@ -563,13 +564,13 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     metrics = " / ".join(frame.metric.unique())
     if companion == "brackets":
         metrics += f" (in brackets {' / '.join(frame.companion_metric.unique())})"
-    sets = frame[["image_set", "images"]].drop_duplicates()
+    sets = frame[["image_set", "images", "missing"]].drop_duplicates()
     if len(sets) == 1:
-        images = "{} images of {}".format(*reversed(sets.iloc[0].tolist()))
+        images = _images(*sets.iloc[0])
     else:
         images = "; ".join(
-            f"{', '.join(cells.column_label.unique())}: {count} images of {name}"
-            for (name, count), cells in _groups(frame, ["image_set", "images"])
+            f"{', '.join(cells.column_label.unique())}: {_images(*key)}"
+            for key, cells in _groups(frame, ["image_set", "images", "missing"])
         )
     pixels = " / ".join(_PIXEL_WORDS[name] for name in frame.pixels.unique())
     sentences = [f"{metrics} in %; {pixels}; {images}."]
@@ -586,6 +587,15 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
         sentences.append(f"{name}: rows and columns of the perturbation shuffled, mean over the draws.")
     sentences.append("p: perceptibility, mean over the images.")
     return " ".join(sentences)
+
+
+def _images(image_set: str, count: int, missing: str, shown: int = 8) -> str:
+    """How many images of an image set a score is of, and which ones are missing."""
+    ids = missing.split()
+    if not ids:
+        return f"{count} images of {image_set}"
+    rest = f" and {len(ids) - shown} more (all in the CSV file)" if len(ids) > shown else ""
+    return f"{count} of {count + len(ids)} images of {image_set}, missing: {', '.join(ids[:shown])}{rest}"
 
 
 def _markdown_text(text: str) -> str:

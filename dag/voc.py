@@ -155,6 +155,12 @@ def shard_of(images: list[tuple[Path, str]], shard: str, shard_size: int) -> lis
     return images[int(shard) * shard_size :][:shard_size]
 
 
+def without_shards(images: list[tuple[Path, str]], shards: Iterable[str], shard_size: int) -> list[tuple[Path, str]]:
+    """The images of an image set that are in none of these shards."""
+    out = {image for shard in shards for image in shard_of(images, shard, shard_size)}
+    return [image for image in images if image not in out]
+
+
 def select(
     ids: Iterable[str],
     *,

@@ -28,6 +28,11 @@ except ValueError as error:
 if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
     logger.info(budget.summary(config))
 
+
+onerror:
+    logger.error(plan.advice("".join(Path(file).read_text() for file in log), config))
+
+
 VOC = config["voc"] or "resources/VOCdevkit"
 RESULTS = f"results/{config['experiment']}"
 
@@ -41,7 +46,7 @@ wildcard_constraints:
     source=SOURCE_PATTERN,
     combination=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})+",
     perturbation=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})*",
-    shard=r"\d{4}",
+    shard=r"\d{4,6}",
     file="|".join(map(re.escape, config["downloads"])) or "(?!)",
 
 
@@ -231,11 +236,31 @@ def cell_perturbations(wildcards):
 
 def cell_manifests(wildcards):
     """Manifests of the cells of a table or figure."""
+    return manifests_of(wildcards.product)
+
+
+def manifests_of(name):
     return [
-        f"{RESULTS}/cells/{wildcards.product}/{image_set}/{shard}.json"
-        for image_set in plan.image_sets(product(wildcards.product))
+        f"{RESULTS}/cells/{name}/{image_set}/{shard}.json"
+        for image_set in plan.image_sets(product(name))
         for shard in plan.shards(config, image_set)
     ]
+
+
+def made_products():
+    """What the tables and figures of `all` are made of, and their files."""
+    made = {name: {"manifests": manifests_of(name), "files": files_of(name)} for name in config["targets"]}
+    return made | {"about": {"manifests": [], "files": about()}}
+
+
+def made_files(wildcards):
+    """Every file of the tables and figures of `all`, and the manifests of their cells."""
+    return [file for entry in made_products().values() for files in entry.values() for file in files]
+
+
+def about():
+    """Tables that are always made."""
+    return [f"{RESULTS}/tables/{name}.csv" for name in ("claims", "perceptibility", "statuses")]
 
 
 def product_lists(wildcards):
@@ -248,6 +273,7 @@ def product_image_sets(wildcards):
     entry = product(wildcards.product)
     return {
         name: image_set(name)
+        | {"given_up": plan.given_up(config, name)}
         | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
         for name in plan.image_sets(entry)
     }
@@ -279,6 +305,12 @@ def transfer_tables():
 
 def transfer_scores(wildcards):
     return [f"{RESULTS}/scores/{name}.json" for name in transfer_tables()]
+
+
+def described():
+    """What the experiment is, and which images it does without."""
+    missing = ", ".join(config["given_up"])
+    return config["description"] + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
 
 
 def printed(name):
@@ -342,5 +374,4 @@ def files_of(name):
 def products(wildcards):
     """Everything that `all` makes."""
     wanted = [file for name in config["targets"] for file in files_of(name)]
-    about = [f"{RESULTS}/tables/{name}.csv" for name in ("claims", "perceptibility", "statuses")]
-    return wanted + about + [f"{RESULTS}/index.html"]
+    return wanted + about() + [f"{RESULTS}/index.html", f"{RESULTS}/provenance.json"]

@@ -3,6 +3,7 @@
 PRODUCTS  results/{experiment}/tables/{product}.{csv,md,tex,svg,png}
           results/{experiment}/figures/{product}.{csv,svg,png}
           results/{experiment}/index.html
+          results/{experiment}/provenance.json
 """
 
 
@@ -194,6 +195,7 @@ rule plot_examples:
     params:
         entry=lambda wildcards: product(wildcards.product),
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
+        given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
         code=code("dag.figures", "dag.results"),
@@ -221,12 +223,32 @@ rule write_index:
     conda:
         "../environment.yml"
     params:
-        title=config["title"],
-        description=config["description"],
+        title=lambda wildcards: config["title"],
+        description=lambda wildcards: described(),
         products={name: product(name) for name in config["targets"]},
         code=code("dag.page"),
     script:
         "../scripts/write_index.py"
+
+
+rule write_provenance:
+    """Code, configuration, weights, images and packages behind the results, from the headers of all shards."""
+    input:
+        shards=all_source_shards,
+        made=made_files,
+    output:
+        "results/{experiment}/provenance.json",
+    log:
+        "logs/write_provenance/{experiment}.txt",
+    conda:
+        "../environment.yml"
+    params:
+        products=made_products(),
+        configuration=config,
+        package=plan.package_digest(HERE),
+        code=code("dag.provenance"),
+    script:
+        "../scripts/write_provenance.py"
 
 
 for name in config["tables"] | config["figures"]:

@@ -17,6 +17,7 @@ def paths(files, part):
 
 params, settings = snakemake.params, snakemake.params.image_set
 images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = voc.without_shards(images, params.given_up, settings["shard_size"])
 blocks = example_blocks(
     voc.chosen(images, params.entry["images"]),
     params.entry["panels"],

@@ -13,12 +13,15 @@ from dag.store import write_json
 params = snakemake.params
 scores = {}
 for name, settings in params.image_sets.items():
+    images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name)
+    given_up, size = settings["given_up"], settings["shard_size"]
     found = score(
         [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest],
-        voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name),
+        voc.without_shards(images, given_up, size),
         {victim: params.networks[victim] for victim in settings["victims"]},
         resamples=params.bootstrap,
         seed=params.seed,
+        missing=[image_id for shard in given_up for _, image_id in voc.shard_of(images, shard, size)],
         progress=lambda items: progress(items, snakemake.wildcards.product),
     )
     scores |= {entry["victim"]: entry | {"image_set": name} for entry in found}

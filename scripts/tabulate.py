@@ -29,6 +29,8 @@ write_text(output.markdown, tables.document(params.title, sections, notes=params
 write_text(
     output.latex, "\n".join(tables.to_latex(frame, params.title, notes=params.notes) for frame in frames.values())
 )
-figure = figures.table_figure(frames["float"], params.title)
+missing = frames["float"].missing.str.split().str.len().max()
+title = f"{params.title} ({missing} images missing)" if missing else params.title
+figure = figures.table_figure(frames["float"], title)
 figures.save(figure, output.svg)
 figures.save(figure, output.png)

@@ -241,3 +241,4 @@ def test_the_page_begins_with_the_claims(tmp_path):
     places = [html.index(text) for text in texts]
     assert places == sorted(places)
     assert 'href="tables/claims.csv"' in html
+    assert html.index('href="provenance.json"') > places[-1]

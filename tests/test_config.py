@@ -128,6 +128,13 @@ MISTAKES = {
     "unknown pixels": ({"pixels": ["float", "16-bit"]}, "pixels.1: '16-bit' is not one of"),
     "a target twice": ({"targets": ["table1", "table1"]}, "targets: "),
     "no targets": ({"targets": []}, "targets: "),
+    "a shard given up that is not there": (
+        {"given_up": ["mini-test/9999"]}, "given_up: there is no shard mini-test/9999; write image set/shard",
+    ),
+    "an unknown image set given up": ({"given_up": ["voc/0000"]}, "given_up: there is no shard voc/0000"),
+    "all is given up": (
+        {"shard_size": 2000, "given_up": ["mini-test/0000"]}, "given_up: no shard of mini-test is left; take one out",
+    ),
     "an unknown target": ({"targets": ["table9"]}, "targets: 'table9' is neither a table nor a figure"),
     "an unknown layout": (table(layout="square"), "tables.mine.layout: 'square' is not one of"),
     "a table without victims": (
@@ -206,6 +213,10 @@ MISTAKES = {
     "an unknown body": (
         {"networks": {"mini-fr-zf-07": {"training": {"body": "big"}}}},
         "networks.mini-fr-zf-07: body 'big' is not in bodies",
+    ),
+    "bf16 on proposals": (
+        rows("none", "mini-fr-zf-07@rough") | {"variants": {"rough": {"precision": "bf16"}}},
+        "tables.mine: perturbation 'mini-fr-zf-07@rough': precision bf16 is for segmentation",
     ),
     "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star: recipe 'fcn' is not in recipes"),
     "a recipe for the other task": (
@@ -447,12 +458,21 @@ def test_draws():
 
 @pytest.mark.parametrize(("size", "shard_size", "count"), [(60, 100, 1), (100, 100, 1), (101, 100, 2), (4952, 100, 50)])
 def test_shards(size, shard_size, count):
-    config = {"image_sets": {"s": {"size": size}}, "shard_size": shard_size}
+    config = {"image_sets": {"s": {"size": size}}, "shard_size": shard_size, "given_up": []}
     names = plan.shards(config, "s")
     assert len(names) == count and names[0] == "0000" and names[-1] == f"{count - 1:04d}"
     images = [(Path("root"), str(number)) for number in range(size)]
     slices = [voc.shard_of(images, name, shard_size) for name in names]
     assert [image for part in slices for image in part] == images and all(slices)
+
+
+def test_shards_given_up():
+    config = {"image_sets": {"s": {"size": 5}, "t": {"size": 3}}, "shard_size": 2, "given_up": ["s/0001", "t/0000"]}
+    assert plan.shards(config, "s") == ["0000", "0002"] and plan.given_up(config, "s") == ["0001"]
+    assert plan.shards(config, "t") == ["0001"] and plan.given_up(config, "t") == ["0000"]
+    images = [(Path("root"), name) for name in "abcde"]
+    assert [name for _, name in voc.without_shards(images, ["0001"], 2)] == ["a", "b", "e"]
+    assert voc.without_shards(images, [], 2) == images
 
 
 def test_the_attack_of_a_source():

@@ -12,6 +12,7 @@ from dag import attack, generate, mini
 from dag.attack import Problem, Rules, dense_adversaries
 from dag.networks import deeplab_caffe, faster_rcnn_caffe, fcn_caffe
 from dag.networks.interface import Segmenter, build
+from dag.networks.precision import arithmetic
 from dag.networks.upsampling import at_pixels, interpolation
 from dag.perturbation import generator
 from dag.voc import Objects
@@ -311,3 +312,50 @@ def test_faster_rcnn_at_reduced_width_is_attacked_like_by_a_plain_loop():
     for problem, result in generate.attacks(made, todo, settings, batch=2):
         r, active = plain(made, problem, settings)
         assert result.active == active and (result.perturbation[0] - r).abs().max() <= 1e-9 * r.abs().max()
+
+
+# Lower precision.
+
+
+def test_a_rough_attack_ends_by_exact_counts():
+    made = network("segmentation").float()
+    settings = SETTINGS["segmentation"] | {"precision": "bf16", "iterations": 60}
+    todo = [
+        Problem(p.image.float(), p.labels, p.adversarial, p.boxes, p.where, p.name)
+        for p in problems(made.double(), 3, settings)
+        if len(p.labels)
+    ]
+    made.float()
+    for problem, result in generate.attacks(made, todo, settings):
+        with torch.no_grad():
+            f = made(problem.image[None] + result.perturbation)[0].flatten(1).T[problem.where]
+        assert result.active[-1] == (f.argmax(1) == problem.labels).sum()
+        assert result.status == ("converged" if result.active[-1] == 0 else "iteration limit")
+        assert result.iterations <= 60
+    exact = dict(generate.attacks(made, todo, settings | {"precision": "fp32"}))
+    assert any(  # so something was computed in another precision
+        not torch.equal(result.perturbation, exact[problem].perturbation)
+        for problem, result in (
+            (next(q for q in todo if q.name == p.name), r) for p, r in generate.attacks(made, todo, settings)
+        )
+    )
+
+
+def test_an_attack_that_is_gone_on_with_takes_the_steps_that_are_left():
+    half = dict(dense_adversaries([countdown(9)], Countdown(), rules=Rules(), iterations=5, step=1))
+    ((problem, stopped),) = half.items()
+    again = Problem(problem.image, problem.labels, problem.adversarial, name="9", start=stopped)
+    ((_, result),) = dense_adversaries([again], Countdown(), rules=Rules(), iterations=20, step=1)
+    ((_, whole),) = dense_adversaries([countdown(9)], Countdown(), rules=Rules(), iterations=20, step=1)
+    assert stopped.status == "iteration limit" and result.status == "converged"
+    assert result.active == whole.active and torch.equal(result.perturbation, whole.perturbation)
+
+
+def test_torch_is_told_to_leave_tf32_alone_and_gets_its_settings_back():
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [setting.fp32_precision for setting in settings]
+    for precision, expected in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        with arithmetic(precision, "cpu"):
+            assert [setting.fp32_precision for setting in settings] == [expected] * 2
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+    assert [setting.fp32_precision for setting in settings] == before

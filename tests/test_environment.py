@@ -138,14 +138,14 @@ def test_no_registry_is_named():
 # Who may import whom.  A module of the package imports from lower rows only, see docs/design.md.
 
 LADDER = [
-    {"voc", "store", "perturbation", "metrics", "download"},  # files and arrays
-    {"mini", "config", "cells"},
-    {"budget"},  # what a configuration costs
+    {"voc", "lock", "perturbation", "metrics", "download"},  # files and arrays
+    {"mini", "config", "store"},
+    {"cells", "budget"},  # which predictions there are, and what a configuration costs
     {"networks.operators"},  # compiled operators on tensors
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
     {"generate", "evaluate", "recipes", "derive", "scores", "tables", "figures", "job"},  # compose
-    {"results", "claims", "page"},  # gather for tables, figures and the start page
+    {"results", "claims", "page", "provenance"},  # gather for tables, figures and the start page
 ]
 TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[2] | LADDER[7] | {"derive", "scores", "tables", "figures"}
 STARTS_WITHOUT_TORCH = TORCH_FREE | {"job"}  # imports it when a job asks for its device

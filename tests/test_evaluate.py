@@ -224,7 +224,7 @@ def test_two_processes_do_not_compute_the_same_cell(tmp_path):
         "import numpy as np\nfrom pathlib import Path\nfrom dag import cells, store\n"
         f"(cell,) = cells.cells_of(Path({str(tmp_path / 'p')!r}), 'victim', '0000', {{'none': None}}, ['float'], "
         f"{IDENTITY!r})\n"
-        "with cells.alone(cell), store.writing(cell.path, 'predictions', ['a', 'b', 'c'], cell.header) as shard:\n"
+        "with store.writing(cell.path, 'predictions', ['a', 'b', 'c'], cell.header) as shard:\n"
         "    print('mine', flush=True)\n"
         "    for image_id in 'abc':\n"
         "        time.sleep(0.2)\n"

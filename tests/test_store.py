@@ -1,11 +1,13 @@
 """Shards: nothing lost, nothing half done, nothing of another job taken for one's own."""
 
+import hashlib
 import json
 import os
-import signal
+import re
+import resource
 import subprocess
-import sys
-import time
+import zlib
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import h5py
@@ -106,8 +108,6 @@ def test_the_header_comes_back_with_its_key_ids_and_versions(tmp_path):
 
 
 def test_the_key_is_the_digest_of_the_content_and_not_of_its_order():
-    import hashlib
-
     assert store.key({"b": 1, "a": [1, None]}) == hashlib.sha256(b'{"a":[1,null],"b":1}').hexdigest()
     assert store.key({"b": 1, "a": 2}) == store.key({"a": 2, "b": 1})
     assert len({store.key({"a": value}) for value in (1, 2, "1", None, [1], 1.5)}) == 6
@@ -116,10 +116,9 @@ def test_the_key_is_the_digest_of_the_content_and_not_of_its_order():
 def test_a_shard_of_two_thousand_images_has_room_for_its_ids(tmp_path):
     # an attribute of HDF5's oldest format holds 64 KiB; 2000 is the greatest shard_size
     ids = [f"2007_{number:06d}" for number in range(2000)]
-    with store.writing(tmp_path / "a.h5", "predictions", ids, {}) as shard:
+    with store.writing(tmp_path / "a.h5", "predictions", ids, {}, every=60) as shard:
         for image_id in ids:
-            shard.done.add(image_id)  # only the header is of interest here
-            shard._file.create_group(image_id)
+            shard.put(image_id, np.zeros((0, 6), np.float32), {})
     assert store.read_header(tmp_path / "a.h5")["ids"] == ids
 
 
@@ -137,39 +136,146 @@ def test_an_interrupted_shard_is_continued(tmp_path, stop_after):
     interrupted(path, stop_after)
     assert not path.exists()
     assert write(path) == IDS[stop_after:]
-    assert not path.with_name("a.h5.partial").exists()
+    assert list(tmp_path.iterdir()) == [path]
     write(whole)
-    for image_id in IDS:
-        assert same_bits(store.read(path, image_id)[0], store.read(whole, image_id)[0])
-    assert store.read_header(path) == store.read_header(whole)
+    assert path.read_bytes() == whole.read_bytes()
 
 
-def test_a_partial_file_of_another_job_is_thrown_away(tmp_path):
+def test_neither_order_nor_parts_change_a_byte(tmp_path):
+    """Parts of several images, in another order, with numpy's numbers: as if all had been put at once."""
+    values = {"a": np.float32(0.1), "b": np.int16(3), "c": np.array([1, 2], np.uint8), "d": np.bool_(True), "e": "é"}
+    for name, order, every in (("one", IDS, 60), ("two", [IDS[2], IDS[0], IDS[1]], 0), ("three", IDS[::-1], 60)):
+        path = tmp_path / f"{name}.h5"
+        for count in (1, 3) if name == "three" else (3,):
+            with (
+                pytest.raises(KeyboardInterrupt) if count < 3 else nullcontext(),
+                store.writing(path, "perturbations", IDS, HEADER, every=every) as shard,
+            ):
+                for image_id in order[:count]:
+                    if image_id not in shard.done:
+                        shard.put(image_id, array(image_id), values)
+                if count < 3:
+                    raise KeyboardInterrupt
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "three.h5").read_bytes()
+
+
+def parts(path: Path) -> list[Path]:
+    """What an interrupted job left."""
+    return sorted(path.with_name(path.name + ".parts").glob("*"))
+
+
+@pytest.mark.parametrize("other", [{"header": HEADER | {"step": 0.25}}, {"kind": "predictions"}], ids=str)
+def test_parts_of_another_shard_are_thrown_away(tmp_path, other):
     path = tmp_path / "a.h5"
-    interrupted(path, 2, header=HEADER | {"step": 0.25})
+    interrupted(path, 2, **other)
+    assert len(parts(path)) == 2
     assert write(path) == IDS
-    assert store.read_header(path)["step"] == 0.5
+    assert store.read_header(path, "perturbations")["step"] == 0.5
+    assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"something else", "truncated"])
-def test_a_partial_file_that_cannot_be_read_is_thrown_away(tmp_path, content):
+def test_a_part_of_another_version_is_thrown_away(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
-    partial = tmp_path / "a.h5.partial"
-    if content == "truncated":
+    with monkeypatch.context() as older:
+        older.setattr(store, "FORMAT", 1)
         interrupted(path, 2)
-        content = partial.read_bytes()[:-100]
-    partial.write_bytes(content)
     assert write(path) == IDS
 
 
-def test_an_image_cut_off_in_the_middle_is_computed_again(tmp_path):
+@pytest.mark.parametrize("damage", ["empty", "short", "long", "foreign"])
+def test_a_damaged_part_costs_its_own_image(tmp_path, damage, capsys):
     path = tmp_path / "a.h5"
     interrupted(path, 2)
-    with h5py.File(tmp_path / "a.h5.partial", "a") as file:
-        del file[IDS[1]].attrs["stored"]
-        file[IDS[1]][...] = 0
-    assert write(path) == IDS[1:]
-    assert same_bits(store.read(path, IDS[1])[0], array(IDS[1]))
+    part = next(part for part in parts(path) if IDS[0].encode() in part.read_bytes())
+    content = part.read_bytes()
+    part.write_bytes({"empty": b"", "short": content[:-1], "long": content + b"0", "foreign": b"0" * 999}[damage])
+    assert write(path) == [IDS[0], IDS[2]]
+    assert f"{part}: damaged; its images are computed again" in capsys.readouterr().err
+    write(tmp_path / "whole.h5")
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_wrong_bit_in_a_part_is_found_wherever_it_is(tmp_path):
+    path = tmp_path / "a.h5"
+    interrupted(path, 1)
+    (part,) = parts(path)
+    content = part.read_bytes()
+    for position in range(0, 8 * len(content), 37):
+        wrong = bytearray(content)
+        wrong[position // 8] ^= 1 << position % 8
+        part.write_bytes(wrong)
+        with pytest.raises(ValueError, match="part: damaged"):
+            store._unpacked(part)
+
+
+def test_what_was_cut_off_in_the_middle_is_computed_again(tmp_path):
+    path = tmp_path / "a.h5"
+    interrupted(path, 2)
+    part = parts(path)[0]
+    part.rename(part.with_name(part.name + ".partial"))
+    (part.parent / "0.whole").write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert len(write(path)) == 2
+    assert list(tmp_path.iterdir()) == [path]
+    for image_id in IDS:
+        assert same_bits(store.read(path, image_id)[0], array(image_id))
+
+
+def test_what_was_not_yet_safe_is_saved_when_a_job_fails(tmp_path):
+    path = tmp_path / "a.h5"
+    with (
+        pytest.raises(ZeroDivisionError),
+        store.writing(path, "perturbations", IDS, HEADER, every=60) as shard,
+    ):
+        shard.put(IDS[0], array(IDS[0]), ATTRIBUTES)
+        shard.put(IDS[1], array(IDS[1]), ATTRIBUTES)
+        assert not list(shard._folder.glob("*.part"))
+        raise ZeroDivisionError
+    assert len(parts(path)) == 1
+    assert write(path) == IDS[2:]
+
+
+def test_every_so_many_seconds_becomes_one_part(tmp_path, monkeypatch):
+    clock = iter([0, 0.5, 1.5, 1.5, 1.6, 2.7, 2.7])  # start; first image; second, saved; third; fourth, saved
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    path, ids = tmp_path / "a.h5", ["a", "b", "c", "d"]
+    monkeypatch.setattr(store.lock, "held", lambda *_: nullcontext(lambda: None))
+    (tmp_path / "a.h5.parts").mkdir()
+    with store.writing(path, "predictions", ids, {}, every=1) as shard:
+        for image_id, count in zip(ids, (0, 1, 1, 2), strict=True):
+            shard.put(image_id, np.zeros(3, np.uint8), {})
+            assert len(parts(path)) == count
+    assert list(store.read_attributes(path)) == ids
+
+
+def test_a_shard_in_its_place_is_left_alone(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path)
+    before = path.stat().st_mtime_ns
+    assert write(path) == []
+    assert path.stat().st_mtime_ns == before and list(tmp_path.iterdir()) == [path]
+    # nor are parts that a job left when it was killed after the last rename
+    interrupted(tmp_path / "b.h5", 2)
+    (tmp_path / "b.h5.parts").rename(tmp_path / "a.h5.parts")
+    assert write(path) == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_image_is_put_once_and_belongs_to_the_shard(tmp_path):
+    with store.writing(tmp_path / "a.h5", "perturbations", ["x"], {}) as shard:
+        shard.put("x", array("x"), {})
+        for image_id in ("x", "y"):
+            with pytest.raises(ValueError, match=f"a.h5: image {image_id} is there already or is not of this shard"):
+                shard.put(image_id, array("x"), {})
+
+
+def test_a_put_array_may_be_used_again(tmp_path):
+    values = np.zeros(3, np.float32)
+    with store.writing(tmp_path / "a.h5", "perturbations", ["x", "y"], {}, every=60) as shard:
+        for number, image_id in enumerate("xy"):
+            values[:] = number
+            shard.put(image_id, values, {})
+    assert [store.read(tmp_path / "a.h5", image_id)[0].tolist() for image_id in "xy"] == [[0] * 3, [1] * 3]
 
 
 def test_an_older_shard_stays_until_the_new_one_is_complete(tmp_path):
@@ -184,7 +290,7 @@ def test_an_older_shard_stays_until_the_new_one_is_complete(tmp_path):
 def test_a_shard_without_all_its_images_does_not_appear(tmp_path):
     path = tmp_path / "a.h5"
     with (
-        pytest.raises(ValueError, match="a.h5.partial: 2 images are missing, the first is 000005"),
+        pytest.raises(ValueError, match="a.h5: 2 images are missing, the first is 000005"),
         store.writing(path, "perturbations", IDS, HEADER) as shard,
     ):
         shard.put(IDS[0], array(IDS[0]), {})
@@ -194,94 +300,107 @@ def test_a_shard_without_all_its_images_does_not_appear(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_not_stored(tmp_path, value):
     with (
-        pytest.raises(ValueError, match="a.h5.partial: image x has values that are not finite"),
+        pytest.raises(ValueError, match="a.h5: image x has values that are not finite"),
         store.writing(tmp_path / "a.h5", "perturbations", ["x"], {}) as shard,
     ):
         shard.put("x", np.array([0, value], np.float32), {})
 
 
-CHILD = """
-import os, sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-import test_store
-from dag import store
-with store.writing(Path({path!r}), "perturbations", {ids!r}, test_store.HEADER) as shard:
-    for image_id in {ids!r}:
-        if image_id not in shard.done:
-            shard.put(image_id, test_store.array(image_id), test_store.ATTRIBUTES)
-            print(image_id, flush=True)
-"""
+# Disks that are full or may not be written to
 
 
-def killed_until_complete(tmp_path):
-    """kill -9 at random moments, until the shard is complete: path, ids, ids stored by each process, kills."""
-    path, ids = tmp_path / "a.h5", [f"{number:06d}" for number in range(400)]
-    here = Path(__file__).parent
-    program = CHILD.format(paths=[str(here.parent), str(here)], path=str(path), ids=ids)
-    rng, stored, kills = np.random.default_rng(0), [], 0
-    while not path.exists():
-        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        lines = []
-        if kills < 4:
-            lines += [child.stdout.readline().strip()]
-            time.sleep(rng.uniform(0, 0.05))
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        lines += child.stdout.read().split()
-        child.stdout.close()
-        code = child.wait()
-        assert code in (0, -signal.SIGKILL)
-        stored.append(lines)
-    assert kills >= 2
-    return path, ids, stored, kills
-
-
-def test_killed_jobs_end_in_a_complete_and_right_shard(tmp_path):
-    path, ids, _, _ = killed_until_complete(tmp_path)
-    with store.reading(path, "perturbations") as file:
-        for image_id in ids:
-            assert same_bits(store.get(file, image_id)[0], array(image_id))
-
-
-@pytest.mark.xfail(strict=False, reason="a kill inside a write of HDF5's index costs the shard's work so far")
-def test_a_killed_job_loses_no_image_that_it_had_stored(tmp_path):
-    _, ids, stored, kills = killed_until_complete(tmp_path)
-    # nothing is computed twice, but for the image whose line the kill cut off
-    images = [image_id for lines in stored for image_id in lines]
-    assert len(set(images)) == len(images)
-    assert len(ids) - kills <= len(images) <= len(ids)
-
-
-def test_two_jobs_do_not_write_one_shard(tmp_path):
-    path = tmp_path / "a.h5"
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "from dag import store\n"
-        f"with store.writing({str(path)!r}, 'perturbations', ['x'], {{}}): print('open', flush=True); sys.stdin.read()"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+@contextmanager
+def no_file_larger_than(size: int):
+    """Every write beyond fails with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        assert child.stdout.readline() == b"open\n"
-        for header in ({}, {"another": "key"}):
-            with (
-                pytest.raises(ValueError, match="a.h5.partial: another process is writing this shard; wait for it"),
-                store.writing(path, "perturbations", ["x"], header),
-            ):
-                pass
-        assert path.with_name("a.h5.partial").exists()
+        yield
     finally:
-        child.communicate(timeout=20)
-    # the first one ended without its image; its lock went with it
-    write(path, ids=["x"], header={})
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_may_not_grow_fails_with_a_sentence_and_loses_nothing(tmp_path):
+    """Wherever the limit strikes, in a part, in the HDF5 file or in its seal; HDF5 itself would crash."""
+    ids = [f"{number:03d}" for number in range(30)]
+    whole = tmp_path / "whole.h5"
+    write(whole, ids=ids)
+    end = whole.stat().st_size
+    failures = 0
+    for size in [0, 300, 700, *range(5000, end, 6007), end - 40, end - 1, end]:
+        path = tmp_path / f"{size}.h5"
+        try:
+            with no_file_larger_than(size):
+                write(path, ids=ids)
+        except OSError as error:
+            failures += 1
+            assert str(error).startswith(f"{path}: cannot be written, the disk is full (") and error.errno is None
+            assert not path.exists()
+        # the parts fit: all work is kept, and nothing else
+        assert [file.suffix for file in parts(path)] == [".part"] * (30 if 5000 <= size < end else 0)
+        assert write(path, ids=ids) == ([] if size >= 5000 else ids)
+        assert path.read_bytes() == whole.read_bytes()
+        path.unlink()
+    assert failures > 10
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_fails_with_a_sentence_and_loses_nothing(small_disk, tmp_path):
+    ids = [f"{number:03d}" for number in range(30)]
+    write(tmp_path / "whole.h5", ids=ids)
+    path, ballast = small_disk / "a.h5", small_disk / "ballast"
+    sentence = f"{path}: cannot be written, the disk is full (No space left on device); make room and run the workflow"
+    computed = []
+    for left in range(0, 300, 12):  # KB
+        ballast.write_bytes(b"0" * (300 - left) * 1000)
+        try:
+            with store.writing(path, "perturbations", ids, HEADER) as shard:
+                for image_id in ids:
+                    if image_id not in shard.done:
+                        shard.put(image_id, array(image_id), ATTRIBUTES)
+                        computed.append(image_id)
+        except OSError as error:
+            assert str(error).startswith(sentence)
+        ballast.unlink()
+    # an image is computed again only when it was the one that did not fit any more
+    assert computed == ids
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert subprocess.run(["mount", "-o", "remount,ro", small_disk]).returncode == 0
+    with pytest.raises(OSError, match=r"b.h5: cannot be written \(Read-only file system\); make its folder writable"):
+        write(small_disk / "b.h5")
+
+
+def test_a_folder_that_may_not_be_written_to_gives_a_sentence(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir(mode=0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        with pytest.raises(OSError, match=r"a.h5: cannot be written \(.*\); make its folder writable") as caught:
+            write(folder / "a.h5")
+    finally:
+        if root:
+            os.seteuid(0)
+    assert caught.value.errno is None  # a text of ours, see dag.job
 
 
 # Files that are not what they should be
 
 
 def changed(path: Path, change) -> None:
+    """Change a shard with h5py, which keeps the seal or loses it: nobody changes a shard unnoticed."""
     with h5py.File(path, "a") as file:
         change(file)
 
@@ -290,16 +409,8 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def flip_one_bit_of_the_data(path: Path) -> None:
-    with h5py.File(path) as file:
-        offset = file[IDS[0]].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[offset + 20] ^= 8
-    path.write_bytes(content)
-
-
-def make_unfinished(path: Path) -> None:
-    changed(path, lambda file: file.attrs.update(complete=False))
+def lose_the_seal(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def make_foreign(path: Path) -> None:
@@ -312,27 +423,57 @@ def make_text(path: Path) -> None:
     path.write_text("not HDF5 at all")
 
 
+def make_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def make_old(path: Path) -> None:
+    """As written before there were seals."""
+    path.unlink()
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.attrs.update({"dag": 1, "kind": "perturbations", "complete": True, "header": "{}", "ids": "[]"})
+
+
 def make_newer(path: Path) -> None:
-    changed(path, lambda file: file.attrs.update(dag=2))
+    make_old(path)
+    changed(path, lambda file: file.attrs.update(dag=store.FORMAT + 1))
 
 
-def damage_the_header(path: Path) -> None:
-    changed(path, lambda file: file.attrs.update(header='{"network": '))
+def change_an_attribute(path: Path) -> None:
+    changed(path, lambda file: file[IDS[0]].attrs.update(iterations=7))
 
 
-def lose_the_ids(path: Path) -> None:
-    changed(path, lambda file: file.attrs.__delitem__("ids"))
+def change_the_header(path: Path) -> None:
+    changed(path, lambda file: file.attrs.update(header="{}"))
 
 
+def swap_two_arrays(path: Path) -> None:
+    """Both are intact, but in the wrong place."""
+
+    def swap(file):
+        file.move(IDS[0], "x")
+        file.move(IDS[1], IDS[0])
+        file.move("x", IDS[1])
+
+    changed(path, swap)
+
+
+TRUNCATED = "a.h5: truncated or not an HDF5 file; delete it and run the workflow again$"
+CHANGED = (
+    "a.h5: (the index or the header is damaged|truncated or changed since it was made); delete .* run the workflow"
+)
 SENTENCES = {
     Path.unlink: "a.h5: no such shard; run the workflow to make it$",
-    truncate: "a.h5: truncated or not an HDF5 file; delete it and run the workflow again$",
-    make_text: "a.h5: truncated or not an HDF5 file; delete it and run the workflow again$",
+    truncate: TRUNCATED,
+    make_text: TRUNCATED,
+    make_empty: TRUNCATED,
+    lose_the_seal: "a.h5: truncated or changed since it was made; delete it and run the workflow again$",
     make_foreign: "a.h5: an HDF5 file, but not a shard of this project; delete it and run the workflow again$",
-    make_newer: "a.h5: shard format 2, this version reads 1; delete it and run the workflow again$",
-    make_unfinished: "a.h5: unfinished shard; delete it and run the workflow again$",
-    damage_the_header: "a.h5: the header is damaged; delete the file and run the workflow again$",
-    lose_the_ids: "a.h5: the header is damaged; delete the file and run the workflow again$",
+    make_old: "a.h5: shard format 1, this version reads 2; delete it and run the workflow again$",
+    make_newer: "a.h5: shard format 3, this version reads 2; delete it and run the workflow again$",
+    change_an_attribute: CHANGED,
+    change_the_header: CHANGED,
+    swap_two_arrays: CHANGED,
 }
 
 
@@ -341,13 +482,16 @@ def test_a_file_that_is_not_a_complete_shard_is_refused(tmp_path, damage):
     path = tmp_path / "a.h5"
     write(path)
     damage(path)
-    with pytest.raises(ValueError, match=SENTENCES[damage]):
-        store.read_header(path, "perturbations")
-    if damage not in (damage_the_header, lose_the_ids):
+    for look in (
+        lambda: store.read_header(path),
+        lambda: store.read(path, IDS[0]),
+        lambda: store.read_attributes(path),
+    ):
         with pytest.raises(ValueError, match=SENTENCES[damage]):
-            store.read(path, IDS[0])
-        with pytest.raises(ValueError, match=SENTENCES[damage]):
-            store.read_attributes(path)
+            look()
+    # and it is replaced
+    assert write(path) == IDS
+    assert same_bits(store.read(path, IDS[0])[0], array(IDS[0]))
 
 
 def test_a_shard_of_another_kind_is_refused(tmp_path):
@@ -365,35 +509,61 @@ def test_an_image_of_another_set_is_missed(tmp_path):
         store.read(path, "009999")
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+def test_a_wrong_bit_in_an_array_is_found_with_its_image(tmp_path):
     path = tmp_path / "a.h5"
     write(path)
-    flip_one_bit_of_the_data(path)
-    assert store.read_header(path)
-    with pytest.raises(ValueError, match=f"a.h5: the data of image {IDS[0]} are damaged; delete the file and run"):
-        store.read(path, IDS[0])
-    assert same_bits(store.read(path, IDS[1])[0], array(IDS[1]))
+    with h5py.File(path) as file:
+        first, size = store._place(file[IDS[0]])
+    content = path.read_bytes()
+    for position in (first, first + size // 2, first + size - 1):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :])
+        assert store.read_header(path) and store.read_attributes(path)
+        with pytest.raises(ValueError, match=f"a.h5: the data of image {IDS[0]} are damaged; delete the file and run"):
+            store.read(path, IDS[0])
+        assert same_bits(store.read(path, IDS[1])[0], array(IDS[1]))
 
 
-@pytest.mark.parametrize("position", range(0, 2800, 97))
-def test_damaged_bytes_give_a_sentence_or_what_was_written(tmp_path, position):
-    """Wherever a byte is wrong, no bare h5py error reaches the user."""
+def test_all_but_the_arrays_is_in_the_digest(tmp_path):
+    """Independent of HDF5: the arrays are found by what they must be, deflated and shuffled."""
     path = tmp_path / "a.h5"
     write(path)
-    content = bytearray(path.read_bytes())
-    content[position] ^= 4
-    path.write_bytes(content)
-    message = ""
-    try:
-        store.read_header(path, "perturbations")
-        store.read_attributes(path)
-        read = [store.read(path, image_id)[0] for image_id in IDS]
-    except ValueError as error:
-        message = str(error)
-    if message:
-        assert message.startswith(f"{path}: ")
-    else:
-        assert all(same_bits(one, array(image_id)) for one, image_id in zip(read, IDS, strict=True))
+    content = path.read_bytes()
+    size, digest, magic = store.SEAL.unpack(content[-store.SEAL.size :])
+    places = json.loads(content[-store.SEAL.size - size : -store.SEAL.size])
+    assert magic == b"dag seal" and len(places) == len(IDS)
+    rest = bytearray(content[: -store.SEAL.size])
+    found = set()
+    for first, length in reversed(places):
+        plain = np.frombuffer(zlib.decompress(rest[first : first + length - 4]), np.uint8)  # 4: the checksum
+        found.add(plain.reshape(4, -1).T.tobytes())
+        del rest[first : first + length]
+    assert hashlib.sha256(rest).digest() == digest
+    assert found == {array(image_id).tobytes() for image_id in IDS}
+
+
+def each_wrong_bit_is_noticed(path: Path, positions) -> None:
+    """Every file with one wrong bit gives a sentence when it is read."""
+    ids = IDS[1:]
+    write(path, ids=ids)
+    content = path.read_bytes()
+    for position in positions(8 * len(content)):
+        wrong = bytearray(content)
+        wrong[position // 8] ^= 1 << position % 8
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .* run the workflow"):  # noqa: PT012
+            with store.reading(path, "perturbations") as file:
+                for image_id in ids:
+                    store.get(file, image_id)
+            pytest.fail(f"bit {position} is wrong and nobody noticed")
+
+
+def test_a_wrong_bit_is_noticed_wherever_it_is(tmp_path):
+    each_wrong_bit_is_noticed(tmp_path / "a.h5", lambda size: range(0, size, 101))
+
+
+@pytest.mark.slow
+def test_every_wrong_bit_is_noticed(tmp_path):
+    each_wrong_bit_is_noticed(tmp_path / "a.h5", range)
 
 
 # Text

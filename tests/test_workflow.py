@@ -4,15 +4,20 @@ A copy of the workflow is run on a miniature of the miniature, three images and 
 folder of its own.
 """
 
+import hashlib
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from overlays import merge
@@ -71,6 +76,13 @@ def workflow(tmp_path_factory) -> Path:
 
 def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
     """Run Snakemake in a folder; returns its exit code and all that it prints."""
+    with started(workflow, folder, *arguments, overlay=overlay, cores=cores) as process:
+        text = process.communicate()[0]
+    return process.returncode, text
+
+
+def started(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
+    """Snakemake in a folder and in a group of processes of its own, like a command in a terminal."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
     command += ["--workflow-profile", str(workflow / "profiles" / "default"), "--directory", str(folder)]
     command += ["--cores", str(cores), *arguments]
@@ -82,10 +94,15 @@ def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str
         command += ["--configfile", overlay]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
     )
-    return done.returncode, done.stdout
 
 
 def jobs(text: str) -> dict[str, int]:
@@ -155,6 +172,25 @@ def test_every_experiment_can_be_planned(workflow, tmp_path, name):
     code, text = snakemake(workflow, tmp_path, "--dry-run", "all", overlay=overlay)
     assert code == 0, text
     assert jobs(text)["all"] == 1
+
+
+@pytest.mark.slow
+def test_a_great_image_set_is_planned_in_seconds(workflow, tmp_path):
+    """100,000 images; their number stands in the configuration, so no list of them is needed."""
+    overlay = {"image_sets": {"mini-test": {"size": 100_000}}, "shard_size": 2000}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "table2", overlay=overlay)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0 and jobs(text)["perturb"] == 50 * 4, text
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+def test_there_may_be_more_than_ten_thousand_shards(workflow, tmp_path):
+    overlay = {"image_sets": {"mini-test": {"size": 10_001}}, "shard_size": 1}
+    code, text = snakemake(
+        workflow, tmp_path, "--dry-run", "results/mini/mini-test/perturbations/mini-fcn-alex/10000.h5", overlay=overlay
+    )
+    assert code == 0 and jobs(text)["perturb"] == 1, text
 
 
 @pytest.mark.parametrize(
@@ -227,7 +263,7 @@ def test_a_run_makes_its_tables_and_keeps_no_sums(finished):
         assert {f"tables/{table}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")} <= made
     perturbations = {Path(path).parent.name for path in made if path.startswith("mini-test/perturbations/")}
     assert perturbations == {"mini-fcn-alex", "mini-fr-zf-07"}
-    assert not [path for path in made if path.endswith(".partial")]
+    assert not [path for path in made if path.endswith((".partial", ".parts"))]
     shard = finished / "results/tiny/mini-test/predictions/mini-fr-zf-07"
     assert store.read_header(shard / f"{SUM}.float" / "0001.h5", "predictions")["ids"] == ["001003"]
     assert set(scores(finished, "small")) == {
@@ -324,6 +360,93 @@ def test_a_job_that_fails_says_why_on_the_terminal(workflow, run):
     code, text = snakemake(workflow, run, "results/tiny/mini-test/perturbations/mini-fcn-alex/0001.h5", overlay=TINY)
     assert code == 1 and "Traceback" not in log(run, "perturb", "mini-test/mini-fcn-alex/0001")
     assert "Error: resources/mini/test/JPEGImages/001003.jpg: damaged image" in text
+    # and at the end, what to do about it
+    (advice,) = re.findall(r"^Jobs have failed; .*$", text, re.MULTILINE)
+    assert "start the same command again" in advice and advice.endswith("--config 'given_up=[mini-test/0001]'")
+
+
+@pytest.mark.slow
+def test_tables_without_a_shard_say_which_images_are_missing(workflow, run):
+    """In the form in which the advice gives it; figures and the other tables lack the shard as well."""
+    before = contents(run)
+    given_up = ("--config", "given_up=[mini-test/0001]")
+    about = [f"results/tiny/tables/{name}.csv" for name in ("statuses", "perceptibility", "claims")]
+    code, text = snakemake(workflow, run, "small", "results/tiny/index.html", *about, *given_up, overlay=TINY)
+    assert code == 0, text
+    assert not {"perturb", "combine", "predict"} & set(jobs(text)) and contents(run) == before
+    table = pd.read_csv(run / "results/tiny/tables/small.csv", dtype={"missing": str})
+    assert set(table.images) == {2} and set(table.missing) == {"001003"}
+    for kind in ("md", "tex"):
+        printed = (run / f"results/tiny/tables/small.{kind}").read_text()
+        assert "2 of 3 images of mini-test, missing: 001003." in printed
+    assert set(pd.read_csv(run / about[0]).images) == {2}
+    assert "Without the images of the shards mini-test/0001, given up." in (run / "results/tiny/index.html").read_text()
+    # to ask for all again is enough
+    code, text = snakemake(workflow, run, "small", overlay=TINY)
+    assert code == 0 and jobs(text) == {"score": 1, "tabulate": 1, "small": 1}, text
+    table = pd.read_csv(run / "results/tiny/tables/small.csv")
+    assert set(table.images) == {3} and table.missing.isna().all()
+
+
+@pytest.mark.slow
+def test_provenance_is_that_of_the_files_and_does_not_change(workflow, run):
+    path, target = run / "results/tiny/provenance.json", "results/tiny/provenance.json"
+    code, text = snakemake(workflow, run, target, overlay=TINY)
+    assert code == 0 and not {"perturb", "combine", "predict"} & set(jobs(text)), text
+    found = json.loads(path.read_text())
+    wanted = merge(configuration(), TINY)
+    # `networks` is without what is null
+    assert {key: found["configuration"][key] for key in wanted if key != "networks"} == {
+        key: value for key, value in wanted.items() if key != "networks"
+    }
+    assert found["project"]["code"] == plan.package_digest(workflow)
+
+    def digest(file: str) -> str:
+        return subprocess.run(["sha256sum", run / file], capture_output=True, text=True, check=True).stdout.split()[0]
+
+    assert {name: entry["weights"] for name, entry in found["networks"].items()} == {
+        name: {"state_dict": digest(f"resources/weights/{name}.pt")} for name in ("mini-fcn-alex", "mini-fr-zf-07")
+    }
+    assert {name: set(entry["files"]) for name, entry in found["products"].items()} == {
+        name: {f"{name}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")} for name in ("small", "other")
+    } | {"about": {"claims.csv", "perceptibility.csv", "statuses.csv"}}
+    for entry in found["products"].values():
+        assert entry["files"] == {file: digest(f"results/tiny/tables/{file}") for file in entry["files"]}
+    ids = "".join(f"{name}\n" for name in ("001001", "001002", "001003"))
+    assert found["image_sets"] == {"mini-test": {"images": 3, "sha256": hashlib.sha256(ids.encode()).hexdigest()}}
+    assert [(entry["kind"], entry["of"], entry["shards"]) for entry in found["shards"]] == [
+        ("perturbations", "mini-fcn-alex", 2), ("perturbations", "mini-fr-zf-07", 2),
+        ("predictions", "mini-fcn-alex", 8), ("predictions", "mini-fr-zf-07", 10),
+    ]  # fmt: skip
+    # nothing changes when nothing has changed
+    code, text = snakemake(workflow, run, target, overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+    # and what is written anew is the same
+    code, text = snakemake(workflow, run, target, "--forcerun", "write_provenance", overlay=TINY)
+    assert code == 0 and jobs(text) == {"write_provenance": 1}, text
+    assert json.loads(path.read_text()) == found
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_and_control_c(workflow, run):
+    """The second run is refused; Control-C ends the first, and what comes after it is as if nothing had happened."""
+    name, log_file = "resources/weights/mini-fcn-alex-star.pt", run / "logs/train/mini-fcn-alex-star.txt"
+    endless = merge(TINY, {"networks": {"mini-fcn-alex-star": {"training": {"iterations": 1_000_000}}}})
+    with started(workflow, run, name, overlay=endless) as first:
+        deadline = time.monotonic() + 60
+        while not log_file.exists() and time.monotonic() < deadline:
+            assert first.poll() is None, first.communicate()[0]
+            time.sleep(0.05)
+        code, text = snakemake(workflow, run, name, overlay=endless)
+        assert code == 1 and "LockException" in text and "--unlock" in text, text
+        assert first.poll() is None
+        os.killpg(first.pid, signal.SIGINT)
+        text = first.communicate(timeout=60)[0]
+    assert first.returncode != 0, text
+    assert log_file.read_text().splitlines()[-1].startswith("Stopped by SIGINT; what is finished is kept")
+    assert not list((run / "resources/weights").glob("mini-fcn-alex-star*"))
+    code, text = snakemake(workflow, run, name, overlay=TINY)
+    assert code == 0 and (run / name).exists(), text
 
 
 # What makes Snakemake run a job again

@@ -238,7 +238,7 @@ def read_weights(path: Path) -> np.ndarray:
         If the file is too short for its header or not a whole number of float32.
     """
     data = Path(path).read_bytes()
-    major, minor = np.frombuffer(data[:8].ljust(8, b"\0"), "<i4")
+    major, minor = np.frombuffer(data[:8].ljust(8, b"\0"), "<i4").tolist()
     header = 20 if 10 * major + minor >= 2 else 16
     if len(data) < header or (len(data) - header) % 4:
         raise ValueError(f"{path}: {len(data)} bytes are no header and whole numbers; download the weights again")

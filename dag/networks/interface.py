@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dag.networks.convolutions import lean
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -79,10 +81,14 @@ class Network(nn.Module):
     labels : tuple of int
         VOC class id of each of the C score columns; 0 is background.  A single-stage detector
         has no background column.
+    channels_last : bool
+        The weights are kept with channels innermost, and so torch keeps all maps.  Worth it where convolutions are
+        depthwise (benchmarks/RESULTS.md); VGG loses by it.
     """
 
     task: str
     labels: tuple[int, ...]
+    channels_last = False
 
 
 class Segmenter(Network):
@@ -171,7 +177,7 @@ def build(
         Weight files by role.  `state_dict` is loaded into the network here; every other role is
         handed to the function as a keyword argument.
     fold : bool
-        Fold batch normalisation into the convolutions, see `fold_batch_norm`; not for training.
+        Fold batch normalisation into the convolutions and more, see `rewrite`; not for training.
     task : str, optional
         "segmentation" or "detection", what the configuration takes the network for.
 
@@ -210,7 +216,15 @@ def build(
         from dag.networks.contract import check_interface  # which imports this module
 
         check_interface(network, architecture)
-    return fold_batch_norm(network) if fold else network
+    return rewrite(network) if fold else network
+
+
+def rewrite(network: Network) -> Network:
+    """Let a network compute the same with less work, in place: `fold_batch_norm`, `dag.networks.convolutions`."""
+    fold_batch_norm(network)
+    lean(network)
+    inner = getattr(network, "channels_last", False)  # a network from outside may lack it
+    return network.to(memory_format=torch.channels_last) if inner else network
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

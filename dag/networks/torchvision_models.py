@@ -142,6 +142,7 @@ class _Segmenter(Segmenter):
         super().__init__()
         preset = weights.transforms()
         self.labels = tuple(CLASSES.index(_VOC_NAMES.get(name, name)) for name in weights.meta["categories"])
+        self.channels_last = any(type(module) is nn.Conv2d and module.groups > 1 for module in network.modules())
         self.short_side = short_side or preset.resize_size[0]
         self.register_buffer("mean", 255 * torch.tensor(preset.mean)[:, None, None], persistent=False)
         self.register_buffer("spread", 255 * torch.tensor(preset.std)[:, None, None], persistent=False)

@@ -6,7 +6,11 @@ low-resolution scores, and so is the gradient, transposed.  For bilinear interpo
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dag.networks.interface import Segmenter
@@ -36,32 +40,37 @@ def interpolation(network: Segmenter, scores: Tensor, size: tuple[int, int]) -> 
     matrices = []
     with torch.no_grad():
         for axis, length in enumerate((height, width)):
-            parts = []
-            # an impulse in every channel, C at a time
-            for places in torch.arange(length, device=scores.device).split(scores.shape[1]):
-                impulses = torch.zeros_like(scores)
-                channels = torch.arange(len(places), device=scores.device)
-                if axis == 0:
-                    impulses[0, channels, places, middle[1]] = 1
-                else:
-                    impulses[0, channels, middle[0], places] = 1
-                parts.append(network.upsample(impulses, size)[0, : len(places)])
-            responses = torch.cat(parts)  # (length, H, W)
+            places = torch.arange(length, device=scores.device)
             # the line through the strongest response to the impulse in the middle
-            peak = responses[middle[axis]].flatten().abs().argmax()
+            response = _responses(network, scores, size, axis, places[middle[axis]][None])[0]
+            peak = response.abs().argmax()
             along = (slice(None), slice(None), peak % size[1]) if axis == 0 else (slice(None), peak // size[1])
-            matrices.append(responses[along].T)
-            strongest = responses[middle[axis]].flatten()[peak]
+            # C at a time, and only the line is kept
+            parts = [_responses(network, scores, size, axis, part)[along] for part in places.split(scores.shape[1])]
+            matrices.append(torch.cat(parts).T)
+            strongest = response.flatten()[peak]
         if strongest == 0:
             return None
         rows, columns = matrices[0], matrices[1] / strongest
         trial = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
-        wrong = (rows @ trial @ columns.T - network.upsample(trial, size)).abs().max()
+        pairs = zip(trial[0], network.upsample(trial, size)[0], strict=True)
+        wrong = max((rows @ one @ columns.T - other).abs().max() for one, other in pairs)
     return (rows, columns) if wrong <= TOLERANCE * torch.finfo(scores.dtype).eps else None
+
+
+def _responses(network: Segmenter, scores: Tensor, size: tuple[int, int], axis: int, places: Tensor) -> Tensor:
+    """Upsampled impulses (n, H, W) at n places along an axis, in the middle of the other, in a channel each."""
+    impulses = torch.zeros_like(scores)
+    channels = torch.arange(len(places), device=scores.device)
+    middle = scores.shape[3 - axis] // 2
+    impulses[(0, channels, places, middle) if axis == 0 else (0, channels, middle, places)] = 1
+    return network.upsample(impulses, size)[0, : len(places)]
 
 
 def at_pixels(rows: Tensor, columns: Tensor, pixels: Tensor) -> Tensor:
     """Sparse matrix (N, h * w) that yields the scores of N pixels from low-resolution scores (h * w, C).
+
+    Compressed rows: the backward product takes 3 ms for 187 500 pixels on one core, with pairs of indices 15 ms.
 
     Parameters
     ----------
@@ -75,10 +84,48 @@ def at_pixels(rows: Tensor, columns: Tensor, pixels: Tensor) -> Tensor:
     y, x = pixels // across, pixels % across
     places = down_at[y][:, :, None] * columns.shape[1] + across_at[x][:, None, :]
     values = down[y][:, :, None] * over[x][:, None, :]
-    numbers = torch.arange(len(pixels), device=pixels.device)[:, None].expand(-1, places[0].numel())
-    indices = torch.stack([numbers.flatten(), places.flatten()])
-    shape = (len(pixels), rows.shape[1] * columns.shape[1])
-    return torch.sparse_coo_tensor(indices, values.flatten(), shape, check_invariants=False).coalesce()
+    entries = places[0].numel() if len(pixels) else 0
+    begins = torch.arange(len(pixels) + 1, device=pixels.device) * entries
+    return _compressed(begins, places.flatten(), values.flatten(), (len(pixels), rows.shape[1] * columns.shape[1]))
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose of a matrix in compressed rows, in compressed rows."""
+    columns, order = matrix.col_indices().sort(stable=True)
+    counts = matrix.crow_indices().diff()
+    numbers = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    begins = torch.searchsorted(columns, torch.arange(matrix.shape[1] + 1, dtype=columns.dtype, device=columns.device))
+    return _compressed(begins, numbers[order], matrix.values()[order], matrix.shape[::-1])
+
+
+class _Sampled(torch.autograd.Function):
+    """matrix @ scores, with the transpose at hand for the backward pass.
+
+    Rows of `at_pixels` have equally many entries, so they are bags of an embedding: 2 ms, as a product 9.
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, matrix: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        shape = len(matrix), matrix.values().numel() // max(len(matrix), 1)
+        places, values = matrix.col_indices().view(shape), matrix.values().view(shape)
+        return F.embedding_bag(places, scores.contiguous(), per_sample_weights=values, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back @ gradient, None, None
+
+
+def sampled(scores: Tensor, matrix: Tensor, back: Tensor) -> Tensor:
+    """Scores (N, C) of pixels from low-resolution scores (C, h, w); `matrix` of `at_pixels`, `back` its transpose."""
+    return _Sampled.apply(scores.flatten(1).T, matrix, back)
+
+
+def _compressed(begins: Tensor, columns: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Matrix in compressed rows; with indices of 32 bits, which are twice as fast as those of 64."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(begins.int(), columns.int(), values, tuple(shape), check_invariants=False)
 
 
 def _entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
