@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared") and not SHARED.is_dir():
         pytest.skip(NO_SHARED)
     if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
-        pytest.skip("no sbatch on this machine: nothing is submitted to Slurm")
+        pytest.skip("no sbatch on this machine: nothing is submitted to Slurm; make slurm-test brings one")
     if item.get_closest_marker("full") and "full" not in item.config.getoption("markexpr"):
         pytest.skip("whole experiments on full-size networks take half an hour: make smoke runs them")
     if item.get_closest_marker("gpu") and not _cuda_is_available():

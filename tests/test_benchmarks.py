@@ -161,3 +161,11 @@ def test_what_autograd_keeps_is_counted_once(benchmark):
         y = x.exp()  # keeps its result
         y.view(10, 100).sin()  # keeps the same again
     assert sum(storages.values()) == 4000
+
+
+def test_the_benchmark_of_the_evaluation_runs(capsys):
+    spec = importlib.util.spec_from_file_location("evaluation_benchmark", ROOT / "benchmarks" / "evaluation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main(images=20) > 0
+    assert capsys.readouterr().out.startswith("20 images: matching 0.")

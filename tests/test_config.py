@@ -475,6 +475,31 @@ def test_shards_given_up():
     assert voc.without_shards(images, [], 2) == images
 
 
+def test_advice_names_the_shards_that_failed():
+    """From what Snakemake 9 logs; only `perturb` and `predict` make shards."""
+    log = """
+Error in rule perturb:
+    message: None
+    jobid: 16
+    input: resources/weights/a.pt, resources/mini/test/ImageSets/Main/test.txt
+    output: results/e/voc-test/perturbations/a@b/0001.h5
+    log: logs/perturb/e/voc-test/a/0001.txt (check log file(s) for error details)
+
+Error in rule train:
+    output: resources/weights/c.pt
+
+Error in rule predict:
+    jobid: 3
+    output: results/e/cells/table2/other/0012.json
+
+Error in rule perturb:
+    output: results/e/voc-test/perturbations/c/0001.h5
+"""
+    text = plan.advice(log, {"given_up": ["voc-test/0000"]})
+    assert text.endswith("--config 'given_up=[voc-test/0000, voc-test/0001, other/0012]'")
+    assert "given_up" not in plan.advice(log.partition("Error in rule predict")[0][-120:], {"given_up": []})
+
+
 def test_the_attack_of_a_source():
     attack = plan.attack(BASE, "mini-fr-zf-07")
     assert attack == BASE["attacks"]["detection"] and attack["rules"] == "authors"

@@ -122,7 +122,7 @@ REGISTRY_OPTIONS = ["--" + option for option in ("index-url", "extra-index-url",
 
 
 def project_files() -> list[Path]:
-    folders = ["dag", "scripts", "rules", "config", "profiles", "report", "tests", "docs", ".ci"]
+    folders = ["dag", "scripts", "rules", "config", "profiles", "report", "tests", "benchmarks", "docs", ".ci"]
     files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*"))] + sorted(ROOT.glob("*"))
     return [file for file in files if file.is_file() and "__pycache__" not in file.parts]
 

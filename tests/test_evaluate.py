@@ -441,13 +441,17 @@ def test_the_same_resamples_serve_all_victims(tmp_path, root):
 
 
 def test_a_missing_image_is_named(tmp_path, root):
-    path = shard(tmp_path / "p" / "0000.h5", "predictions", label_maps({x: CLEAN[x] for x in "ab"}), {"x": 1})
+    maps, known = label_maps({x: CLEAN[x] for x in "ab"}), {"perceptibility": 0.0, "largest": 0.0}
+    path = shard(tmp_path / "p" / "0000.h5", "predictions", maps, {"x": 1}, **known)
     cell = cells.Cell("victim", "none", "float", None, path, {"x": 1})
     cells.write_manifest(tmp_path / "m.json", [cell])
     networks = {"victim": {"label": "", "task": "segmentation"}}
     images = [(root, image_id) for image_id in IDS]
     with pytest.raises(ValueError, match="p: no predictions for 1 images, the first is c"):
         scores.score([tmp_path / "m.json"], images, networks, resamples=2, seed=0)
+    # one that is given up is on record and not scored
+    (given_up,) = scores.score([tmp_path / "m.json"], images[:2], networks, resamples=2, seed=0, missing=["c"])
+    assert (given_up["images"], given_up["missing"]) == (2, ["c"]) and len(given_up["cells"]) == 1
 
 
 # What tables and figures are made of

@@ -67,6 +67,23 @@ def frame(scores):
     return tables.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
 
 
+def test_a_table_says_which_images_are_missing(scores):
+    def text(*missing):
+        given_up = [entry | {"missing": list(ids)} for entry, ids in zip(scores, missing, strict=True)]
+        frame = tables.transfer(given_up, ROWS, LABELS, SYMBOLS, "float")
+        assert frame.missing.tolist() == [" ".join(ids) for ids in missing] * len(ROWS)
+        return tables.to_markdown(frame)
+
+    assert "; 60 of 62 images of test, missing: 7, 8." in text("78", "78")
+    many = [f"i{number}" for number in range(10)]
+    assert "60 of 70 images of test, missing: i0, i1, i2, i3, i4, i5, i6, i7 and 2 more (all in the CSV file)" in text(
+        many, many
+    )
+    scores[1]["image_set"] = "other"
+    assert "FR-ZF: 60 images of test; R-FCN\\_50: 60 of 61 images of other, missing: x." in text([], ["x"])
+    assert "missing" not in text([], [])
+
+
 def test_transfer_has_one_row_per_cell_in_the_order_asked_for(frame):
     assert list(zip(frame.perturbation, frame.victim, strict=True)) == [
         (row, col) for row in ROWS for col in ("zf", "black")
