@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -158,7 +159,10 @@ def perturb(
     network = network.to(device)
     batch = BATCH[torch.device(device).type] if batch is None else batch
     rules = rules_of(settings, network.task)
-    with store.writing(path, "perturbations", [image_id for _, image_id in images], header) as shard:
+    # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
+    overlapped = torch.device(device).type == "cuda"
+    ids = [image_id for _, image_id in images]
+    with store.writing(path, "perturbations", ids, header) as shard, ThreadPoolExecutor(1) as writer:
         todo = [(root, image_id) for root, image_id in images if image_id not in shard.done]
         begun: dict[str, tuple[Problem, Targets]] = {}
 
@@ -166,16 +170,17 @@ def perturb(
             return voc.image_size(*image)
 
         def problems(group: Iterable[tuple[Path, str]]) -> Iterator[Problem]:
-            for root, image_id in group:
-                image = torch.from_numpy(voc.read_image(root, image_id)).to(device)
+            truths = voc.read_label_map if network.task == "segmentation" else voc.read_objects
+            read = ((image_id, voc.read_image(root, image_id), truths(root, image_id)) for root, image_id in group)
+            for image_id, pixels, truth in _ahead(read):
+                image = torch.from_numpy(pixels).to(device)
                 rng = generator("adversarial labels", seed, name, image_id)
                 try:
                     if network.task == "segmentation":
-                        truth = torch.from_numpy(voc.read_label_map(root, image_id)).long()
+                        truth = torch.from_numpy(truth).long()
                         problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id)
                     else:
-                        objects = voc.read_objects(root, image_id)
-                        problem, targets = detection_problem(network, image, objects, settings, rules, rng, image_id)
+                        problem, targets = detection_problem(network, image, truth, settings, rules, rng, image_id)
                 except ValueError as error:
                     raise ValueError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
                 except torch.OutOfMemoryError as error:
@@ -193,8 +198,11 @@ def perturb(
             for _, group in groupby(sorted(todo, key=size), size):
                 yield from attacks(network, problems(group), settings, batch, torch.device(device).type)
 
+        stored = None
         try:
             for problem, attack in progress(attacked(), len(todo)):
+                if stored is not None:
+                    stored.result()
                 _, targets = begun.pop(problem.name)
                 r = attack.perturbation[0].float().cpu().numpy()
                 attributes = {
@@ -208,13 +216,27 @@ def perturb(
                     "perceptibility": perceptibility(r),
                     "largest": float(abs(r).max()),
                 }
-                shard.put(problem.name, r, attributes)
+                stored = writer.submit(shard.put, problem.name, r, attributes)
+                if not overlapped:
+                    stored.result()
+            if stored is not None:
+                stored.result()
         except AttackError as error:
             raise ValueError(f"{path}: {name} cannot attack image {error}") from error
         except KeyboardInterrupt as interruption:
             for problem, _ in begun.values():
                 interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
             raise
+
+
+def _ahead(items: Iterable) -> Iterator:
+    """The items, each of them computed while the one before is in use."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
+            yield item
 
 
 def _pixels(image: Tensor) -> str:

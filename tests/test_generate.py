@@ -1,5 +1,7 @@
 """One job of the attack: independent of shards and order, complete, and clear when it fails."""
 
+import contextlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ LABELS = [0, *mini.LABELS]
 SEGMENTATION = {"rules": "algorithm-1", "iterations": 3, "step": 0.5}
 DETECTION = SEGMENTATION | {"nms": 0.9, "limit": 200, "overlap": 0.1, "confidence": 0.1}
 IDS = ["000001", "000002", "000003"]
+TO = torch.Tensor.to
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +215,36 @@ def test_a_gpu_attacks_the_same_targets(task, root, tmp_path):
     for image_id in IDS:
         assert here[image_id][1]["available"] == pytest.approx(there[image_id][1]["available"], rel=0.02)
         assert here[image_id][1]["targets"] == pytest.approx(there[image_id][1]["targets"], rel=0.05, abs=2)
+
+
+def test_images_are_read_one_ahead_and_in_order():
+    read = []
+
+    def images():
+        for number in range(4):
+            read.append(number)
+            yield number
+
+    for number in generate._ahead(images()):
+        while len(read) < min(number + 2, 4):  # another thread reads the next one meanwhile
+            time.sleep(0.001)
+    assert read == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        list(generate._ahead(1 // number for number in (1, 0)))
+
+
+def test_what_is_stored_while_the_next_image_is_attacked_is_the_same(root, tmp_path, monkeypatch):
+    alone = perturb("segmentation", root, IDS, tmp_path / "a.h5")
+    kind = type("Kind", (), {"type": "cuda"})
+    monkeypatch.setitem(generate.BATCH, "cuda", 1)
+    with monkeypatch.context() as patch:
+        real = torch.device
+        patch.setattr(generate, "arithmetic", lambda precision, device: contextlib.nullcontext())
+        patch.setattr(generate.torch, "device", lambda name: kind if name == "pretended" else real(name))
+        patch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)
+        patch.setattr(
+            torch.Tensor,
+            "to",
+            lambda self, *given, **more: self if given == ("pretended",) else TO(self, *given, **more),
+        )
+        assert same(alone, perturb("segmentation", root, IDS, tmp_path / "b.h5", device="pretended"))
