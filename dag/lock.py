@@ -107,7 +107,8 @@ def _take(path: Path, what: str, wait: bool) -> tuple[int, str]:
             continue
         lives = _lives(found)
         if lives is None:
-            if _now(path.parent) - touched > LIMIT:
+            # empty: its owner was killed before it could write who it is, or is about to
+            if _now(path.parent) - touched > (LIMIT if found else BEAT):
                 lives = False
             elif first not in (None, (found, touched)):
                 lives = True  # it was touched while we looked

@@ -70,7 +70,8 @@ def transfer(
         One row per cell: perturbation, row_label, group ("none", "single", "sum", "permuted"),
         victim, column_label, task, image_set, images, missing (ids of the images that were given up,
         separated by blanks), metric, pixels, score, score_se, companion_metric, companion, companion_se,
-        drop, drop_se, mark (see `mark`), perceptibility, linf, and white_box: whether the victim's own perturbation is a summand.
+        drop, drop_se, mark (see `mark`), perceptibility, linf, and white_box: whether the victim's own
+        perturbation is a summand.
         A permuted perturbation is a control and never a white-box attack.  With `paper` also
         paper and paper_p, NaN where the value is not known.
 

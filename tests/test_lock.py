@@ -96,6 +96,8 @@ def test_a_lock_of_another_machine_falls_with_time(path):
     for content in (owner(place="another"), owner(place="another", host="node7"), "", "{", "[]"):
         left(path, content, age=lock.LIMIT + 5)
         assert taken(path)
+    left(path, "", age=lock.BEAT + 5)  # killed before it could write who it was
+    assert taken(path)
 
 
 def test_a_lock_of_another_machine_that_is_touched_is_kept(path):
