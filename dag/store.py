@@ -282,7 +282,8 @@ def get(file: h5py.File, image_id: str, names: tuple[str, ...] | None = None) ->
     """Array and attributes (all, or those of the given `names`) of one image of an open shard; raises like `read`."""
     with _intact(file.filename, f"the data of image {image_id} are"):
         if image_id in file:
-            return file[image_id][()], _attributes(file[image_id], names)
+            dataset = file[image_id]
+            return dataset[()], _attributes(dataset, names)
     raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
 
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("whole experiments on full-size networks take half an hour: make smoke runs them")
     if item.get_closest_marker("gpu") and not _cuda_is_available():
         pytest.skip("no CUDA device: not checked on a GPU")
+
+
+@pytest.fixture
+def interruptible():
+    """Processes that a test starts heed SIGINT, also where the tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -164,7 +164,7 @@ def test_errors_of_the_project_are_a_sentence_and_others_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_is_stopped_says_where_it_was(tmp_path, stop):
+def test_a_job_that_is_stopped_says_where_it_was(tmp_path, interruptible, stop):
     body = """try:
     print("ready")
     time.sleep(30)

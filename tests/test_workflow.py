@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -81,8 +82,9 @@ def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str
     return process.returncode, text
 
 
+@contextmanager
 def started(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
-    """Snakemake in a folder and in a group of processes of its own, like a command in a terminal."""
+    """Snakemake in a folder and in a group of processes of its own, as in a terminal; it ends with the block."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
     command += ["--workflow-profile", str(workflow / "profiles" / "default"), "--directory", str(folder)]
     command += ["--cores", str(cores), *arguments]
@@ -94,7 +96,7 @@ def started(workflow: Path, folder: Path, *arguments: str, overlay: dict | str |
         command += ["--configfile", overlay]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -102,7 +104,15 @@ def started(workflow: Path, folder: Path, *arguments: str, overlay: dict | str |
         env=environment,
         cwd=folder,
         start_new_session=True,
+        # a shell starts commands in the background deaf to Control-C, and what they start is deaf too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def jobs(text: str) -> dict[str, int]:
