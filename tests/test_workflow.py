@@ -104,8 +104,6 @@ def started(workflow: Path, folder: Path, *arguments: str, overlay: dict | str |
         env=environment,
         cwd=folder,
         start_new_session=True,
-        # a shell starts commands in the background deaf to Control-C, and what they start is deaf too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
@@ -438,7 +436,7 @@ def test_provenance_is_that_of_the_files_and_does_not_change(workflow, run):
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_and_control_c(workflow, run):
+def test_two_runs_in_one_folder_and_control_c(workflow, run, interruptible):
     """The second run is refused; Control-C ends the first, and what comes after it is as if nothing had happened."""
     name, log_file = "resources/weights/mini-fcn-alex-star.pt", run / "logs/train/mini-fcn-alex-star.txt"
     endless = merge(TINY, {"networks": {"mini-fcn-alex-star": {"training": {"iterations": 1_000_000}}}})
