@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import test_generate
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,8 @@ from dag.networks.upsampling import at_pixels, interpolation
 from dag.perturbation import generator
 from dag.voc import Objects
 
+torch.set_num_threads(1)
+
 LABELS = [0, *mini.LABELS]
 SETTINGS = {
     "segmentation": {"rules": "algorithm-1", "iterations": 20, "step": 0.5},
@@ -26,24 +29,8 @@ SETTINGS = {
 TASKS = sorted(SETTINGS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(task: str):
-    architecture = {"segmentation": "dag.networks.fcn:fcn", "detection": "dag.networks.faster_rcnn:faster_rcnn"}[task]
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        made = build(architecture, {"body": "alex", "labels": LABELS, "width": 16})
-    if task == "segmentation":
-        image = torch.from_numpy(mini.make_image(np.random.default_rng(0))[0].transpose(2, 0, 1).astype(np.float32))
-        with torch.no_grad():
-            made.score.bias -= made(image[None]).mean((0, 2, 3))
-    return made.double()
+    return test_generate.network(task).double()
 
 
 def problems(made, count: int, settings: dict) -> list[Problem]:

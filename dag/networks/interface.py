@@ -247,7 +247,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])  # the second names the layer
         raise ValueError(f"{path}: cannot be loaded as weights of {type(network).__name__}: {reason}") from error
 
 
