@@ -22,7 +22,7 @@ all: $(READY)  ## run the workflow: the default experiment, offline, minutes
 test: lint  ## all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
 
-smoke: $(READY)  ## whole experiments on full-size networks: random weights, two images, half an hour
+smoke: $(READY)  ## the experiments of the paper and of torchvision: random weights, two images, half an hour
 	$(BIN)/python -m pytest -m full $(ARGS)
 
 slurm-test: $(READY)  ## jobs on a Slurm cluster of three pretended nodes; installs Debian's Slurm, minutes

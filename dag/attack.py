@@ -202,24 +202,6 @@ def dense_adversaries(
         running = [run for run in running if run not in ended]
 
 
-def dense_adversary(
-    image: Tensor,
-    scores: Callable[[Tensor], Tensor],
-    labels: Tensor,
-    adversarial: Tensor,
-    *,
-    boxes: Tensor | None = None,
-    **settings,
-) -> Attack:
-    """Algorithm 1 on one image (1, 3, H, W); `scores` takes such images and returns (N, C).
-
-    The other parameters are those of `Problem` and `dense_adversaries`.
-    """
-    problem = Problem(image[0], labels, adversarial, boxes)
-    ((_, attack),) = dense_adversaries([problem], lambda x, _: [scores(x)], **settings)
-    return attack
-
-
 @dataclass(eq=False)
 class _Run:
     """An attack under way: r so far, |T_m| of every forward pass, and the |T_m| at which it ends."""
@@ -265,10 +247,10 @@ def _iterate(running, scores, rules, iterations, step, background, probabilities
         pushed, left = _active(rules, f, prediction, run.problem, background, probabilities, first=not run.active)
         chosen.append((run.problem.labels if rules.suppress == "label" else prediction, pushed))
         lowest, highest = torch.aminmax(f)  # 16 times as fast as to ask of every score whether it is finite
-        measured.append(torch.stack([left.sum().to(f), lowest, highest]))
+        measured.append(torch.stack([left.sum().double(), lowest.double(), highest.double()]))
     # The only two places in an iteration where the host waits for the device are these `tolist`.
     counts, ended = [], {}
-    for run, (count, lowest, highest) in zip(running, torch.stack(measured).double().tolist(), strict=True):
+    for run, (count, lowest, highest) in zip(running, torch.stack(measured).tolist(), strict=True):
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise AttackError(
                 f"{run.problem.name}: the network's scores are not finite; check its weights and the input image"

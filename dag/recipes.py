@@ -85,7 +85,7 @@ def fit(
         network, no image has an object, or the loss stops being finite.
     """
     arguments = network["arguments"] | ({"frame": recipe["crop"]} if "crop" in recipe else {})
-    with train._seeded(seed):
+    with train.seeded(seed):
         trained = interface.build(network["architecture"], arguments, fold=False)
         initialise(trained, recipe, initial)
     trained.to(device)
@@ -133,8 +133,8 @@ def minimise(
     network.train().requires_grad_(False)
     for weight, _, _ in learned:
         weight.requires_grad_(True)
-    report = train._progress(iterations, title)
-    with train._seeded(seed), ThreadPoolExecutor(1) as reader:
+    report = train.progress(iterations, title)
+    with train.seeded(seed), ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(read, begin * passes)
         for iteration in range(begin, iterations):
             torch.manual_seed(int(generator("iteration", seed, iteration).integers(2**31)))
@@ -373,7 +373,7 @@ def _segmentation(network: Segmenter, recipe: dict, images: list[tuple[Path, str
         raise ValueError(
             f"{title}: images differ in size; give the recipe a `crop`, or a `batch` of 1 and more `passes`"
         )
-    columns = train._columns(network.labels)
+    columns = train.column_map(network.labels)
     columns[voc.VOID] = voc.VOID
     mean, device = network.mean.flip(0).cpu(), network.mean.device
 
@@ -383,7 +383,7 @@ def _segmentation(network: Segmenter, recipe: dict, images: list[tuple[Path, str
         image = torch.from_numpy(voc.read_image(root, image_id))
         label_map = torch.from_numpy(voc.read_label_map(root, image_id)).long()
         wanted = columns[label_map]
-        train._check_labels(label_map, wanted, f"{title}, image {image_id}")
+        train.check_labels(label_map, wanted, f"{title}, image {image_id}")
         if mirrored:
             image, wanted = image.flip(2), wanted.flip(1)
         if "crop" in recipe:
@@ -409,12 +409,12 @@ def _detection(network: CaffeDetector, recipe: dict, images: list[tuple[Path, st
     """Functions `read` and `loss` of `minimise`; images without easy objects are left out."""
     if network.convention.in_image:
         raise ValueError(f"{title}: recipes of detection follow the convention 'py'; choose that for the network")
-    columns = train._columns(network.labels)
+    columns = train.column_map(network.labels)
     truth = []
     for root, image_id in images:
         objects = voc.read_objects(root, image_id)
         ids = torch.from_numpy(objects.labels[~objects.difficult])
-        train._check_labels(ids, columns[ids], f"{title}, image {image_id}")
+        train.check_labels(ids, columns[ids], f"{title}, image {image_id}")
         if len(ids):
             truth.append((root, image_id, torch.from_numpy(objects.boxes[~objects.difficult]), columns[ids]))
     if not truth:
@@ -506,7 +506,7 @@ def anchor_targets(anchors: Tensor, truth: Tensor, size: tuple[int, int]) -> tup
 
 def sample(first: Tensor, second: Tensor, most: int, total: int) -> Tensor:
     """Random rows, `total` at most: up to `most` of those marked in `first` (N,), then of those in `second` (N,)."""
-    rows, valid = train._pick(first[None].cpu(), second[None].cpu(), most, total, torch.default_generator)
+    rows, valid = train.pick(first[None].cpu(), second[None].cpu(), most, total, torch.default_generator)
     return rows[valid].to(first.device)
 
 

@@ -74,7 +74,7 @@ def pretrain(
     """
     classes, columns = np.unique(np.asarray(labels), return_inverse=True)
     stack, columns = _stack(images), torch.from_numpy(columns)
-    with _seeded(seed):
+    with seeded(seed):
         classifier = bodies.Classifier(bodies.body(body), len(classes))
 
     def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,7 +96,7 @@ def initial(architecture: str, arguments: dict, *, seed: int, pretrained: dict[s
     ValueError
         If the architecture is unknown or the pretrained weights do not fit its body.
     """
-    with _seeded(seed):
+    with seeded(seed):
         network = interface.build(architecture, arguments, fold=False)
     if pretrained is not None:
         bodies.load_pretrained(network.trunk, pretrained)
@@ -145,10 +145,10 @@ def train_segmentation(
             f"{title}: {len(stack)} images of {stack.shape[2]} x {stack.shape[3]} pixels "
             f"but {len(maps)} label maps of {maps.shape[1]} x {maps.shape[2]}"
         )
-    columns = _columns(network.labels)
+    columns = column_map(network.labels)
     columns[VOID] = VOID
     targets = columns[maps.long()]
-    _check_labels(maps, targets, title)
+    check_labels(maps, targets, title)
 
     def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
         inputs, mirrored = _augment(stack[rows], generator)
@@ -200,9 +200,9 @@ def train_detection(
     easy = [~np.asarray(one.difficult, dtype=bool) for one in objects]
     ids = [torch.as_tensor(np.asarray(one.labels)[rows]).long() for one, rows in zip(objects, easy, strict=True)]
     truth = [torch.as_tensor(np.asarray(one.boxes)[rows]).float() for one, rows in zip(objects, easy, strict=True)]
-    columns = _columns(network.labels)
+    columns = column_map(network.labels)
     targets = [columns[one] for one in ids]
-    _check_labels(torch.cat(ids), torch.cat(targets), title)
+    check_labels(torch.cat(ids), torch.cat(targets), title)
     if not sum(map(len, truth)):
         raise ValueError(f"{title}: no image has an object to learn; check the annotations")
     # Images with fewer objects than others are padded by boxes far outside, which overlap with nothing.
@@ -248,7 +248,7 @@ def _detection_loss(
     # The best anchor of every object is positive, however small the overlap.
     best_of_object = overlaps.amax(1, keepdim=True)
     positive = (best >= POSITIVE_IOU) | ((overlaps == best_of_object) & (best_of_object > 0)).any(2)
-    rows, valid = _pick(positive, (best < NEGATIVE_IOU) & ~positive, POSITIVE_ANCHORS, ANCHORS, generator)
+    rows, valid = pick(positive, (best < NEGATIVE_IOU) & ~positive, POSITIVE_ANCHORS, ANCHORS, generator)
     chosen = positive.gather(1, rows) & valid
     count = valid.sum()
     logits = objectness.gather(1, rows)
@@ -265,7 +265,7 @@ def _detection_loss(
     present = torch.cat([present, truth[..., 0] > -1e3], 1)
     best, match = boxes.overlap(starts, truth).max(2)
     foreground = present & (best >= FOREGROUND_IOU)
-    rows, valid = _pick(foreground, present & ~foreground, FOREGROUND_REGIONS, REGIONS, generator)
+    rows, valid = pick(foreground, present & ~foreground, FOREGROUND_REGIONS, REGIONS, generator)
     image, place = valid.nonzero(as_tuple=True)
     row = rows[image, place]
     scores, deltas = network.regions(features, [Proposals(starts[i, rows[i, valid[i]]]) for i in range(len(starts))])
@@ -276,7 +276,7 @@ def _detection_loss(
     return loss + F.smooth_l1_loss(deltas[found], wanted, reduction="sum") / len(row)
 
 
-def _pick(first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def pick(first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random rows of each image: up to `most` of those marked in `first`, then some marked in `second`.
 
     first, second : bool (B, N), never both true.  Returns int64 (B, total) and bool (B, total): is the row marked
@@ -309,7 +309,7 @@ def _minimise(
     rounds = -(-iterations * batch // count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
     steps = order[: iterations * batch].view(iterations, batch)
-    report = _progress(iterations, title)
+    report = progress(iterations, title)
     for iteration, rows in enumerate(steps, 1):
         value = loss(rows, generator)
         if not torch.isfinite(value):
@@ -374,7 +374,7 @@ def _adamw(parameters: list[Tensor], state: dict[str, list[Tensor]], rate: float
     )
 
 
-def _progress(total: int, title: str, every: int = 50) -> Callable[[int, float], None]:
+def progress(total: int, title: str, every: int = 50) -> Callable[[int, float], None]:
     """Function to call after each iteration: a bar on a terminal, else a line every `every` iterations."""
     if sys.stderr.isatty():
         bar = tqdm(total=total, desc=title)
@@ -401,7 +401,7 @@ def _groups(network: Network, rate: float, body_factor: float) -> list[dict]:
 
 
 @contextmanager
-def _seeded(seed: int):
+def seeded(seed: int):
     """The global generator starts from `seed` inside, and continues afterwards as if nothing had happened."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -426,14 +426,14 @@ def _augment(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return (images - 120.0) * contrast + (120 + shift), mirrored
 
 
-def _columns(labels: Sequence[int]) -> Tensor:
+def column_map(labels: Sequence[int]) -> Tensor:
     """Score column of each VOC id, int64 (256,); -1 where the network has none."""
     columns = torch.full((256,), -1)
     columns[list(labels)] = torch.arange(len(labels))
     return columns
 
 
-def _check_labels(ids: Tensor, columns: Tensor, title: str) -> None:
+def check_labels(ids: Tensor, columns: Tensor, title: str) -> None:
     unknown = ids[columns < 0].unique().tolist()
     if unknown:
         raise ValueError(f"{title}: class ids {unknown} occur in the training set, but the network has no such labels")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,26 +11,55 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-SHARED = Path(__file__).parents[1].parent / "shared"
-NO_SHARED = f"no folder {SHARED}: not compared with the real images, annotations and weights in it"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def _no_shared() -> str | None:
+    return None if SHARED.is_dir() else f"no folder {SHARED}: not compared with the real images and weights in it"
 
 
 @functools.cache
-def _cuda_is_available() -> bool:
+def _no_gpu() -> str | None:
     import torch
 
-    return torch.cuda.is_available()
+    return None if torch.cuda.is_available() else "no CUDA device: not checked on a GPU"
+
+
+@functools.cache
+def _no_slurm() -> str | None:
+    from slurm import cluster
+
+    missing = cluster.missing()
+    return (
+        f"not installed: {', '.join(missing)}; nothing is submitted to Slurm, see make slurm-test" if missing else None
+    )
+
+
+# Marker -> why its tests cannot run here, or None.
+LACKING = {"shared": _no_shared, "gpu": _no_gpu, "slurm": _no_slurm}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("shared") and not SHARED.is_dir():
-        pytest.skip(NO_SHARED)
-    if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
-        pytest.skip("no sbatch on this machine: nothing is submitted to Slurm; make slurm-test brings one")
-    if item.get_closest_marker("full") and "full" not in item.config.getoption("markexpr"):
+    """Skip what cannot run here and say why; what was asked for by `-m` fails instead of passing as skipped."""
+    asked = set(re.findall(r"\w+", item.config.getoption("markexpr")))
+    if item.get_closest_marker("full") and "full" not in asked:
         pytest.skip("whole experiments on full-size networks take half an hour: make smoke runs them")
-    if item.get_closest_marker("gpu") and not _cuda_is_available():
-        pytest.skip("no CUDA device: not checked on a GPU")
+    for marker, lacking in LACKING.items():
+        marked = item.get_closest_marker(marker) or marker in item.fixturenames
+        if marked and (reason := lacking()):
+            (pytest.fail if marker in asked else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory) -> Path:
+    """A copy of the workflow: nobody edits it while the tests run, and it stands elsewhere than it is run."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("rules", "scripts", "config", "dag", "report", "profiles"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
 
 
 @pytest.fixture
@@ -42,7 +72,5 @@ def interruptible():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real images, annotations and weights beside the checkout; skips where there is none."""
-    if not SHARED.is_dir():
-        pytest.skip(NO_SHARED)
+    """The folder of real images, annotations and weights beside the checkout."""
     return SHARED

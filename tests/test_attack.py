@@ -7,11 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dag.attack import PRESETS, STATUSES, Rules, dense_adversary
+from dag.attack import PRESETS, STATUSES, Attack, Problem, Rules, dense_adversaries
 
 PAPER = Rules()
 AUTHORS_DETECTION = PRESETS["authors", "detection"]
 AUTHORS_SEGMENTATION = PRESETS["authors", "segmentation"]
+
+
+def dense_adversary(image: Tensor, scores, labels: Tensor, adversarial: Tensor, *, boxes=None, **settings) -> Attack:
+    """The attack on one image (1, 3, H, W); `scores` takes such images and returns (N, C)."""
+    problem = Problem(image[0], labels, adversarial, boxes)
+    ((_, result),) = dense_adversaries([problem], lambda x, _: [scores(x)], **settings)
+    return result
 
 
 def attack(image: Tensor, scores, labels, adversarial, rules=PAPER, iterations=50, **options):

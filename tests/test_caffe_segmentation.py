@@ -261,23 +261,25 @@ def fcn32s_prototxt(height: int, width: int) -> Prototxt:
     return net
 
 
-def fcn16s_prototxt(height: int, width: int) -> Prototxt:
+def fcn_with_pool4(height: int, width: int) -> tuple[Prototxt, str]:
+    """FCN up to fuse_pool4, the sum of the scores of fc7 and pool4, and the name of this blob."""
     net = Prototxt(height, width)
     top = net.conv("fc6", vgg16(net, [{"kernel": 2, "stride": 2}] * 5, pad=100), 12, 7)
     top = net.conv("score_fr", net.conv("fc7", top, 10), 4, relu=False)
     top = net.deconv("upscore2", top, 4, 2)
     skip = net.crop("score_pool4c", net.conv("score_pool4", "pool4", 4, relu=False), top, 5)
-    net.crop("score", net.deconv("upscore16", net.eltwise("fuse_pool4", top, skip), 32, 16), "data", 27)
+    return net, net.eltwise("fuse_pool4", top, skip)
+
+
+def fcn16s_prototxt(height: int, width: int) -> Prototxt:
+    net, top = fcn_with_pool4(height, width)
+    net.crop("score", net.deconv("upscore16", top, 32, 16), "data", 27)
     return net
 
 
 def fcn8s_prototxt(height: int, width: int) -> Prototxt:
-    net = Prototxt(height, width)
-    top = net.conv("fc6", vgg16(net, [{"kernel": 2, "stride": 2}] * 5, pad=100), 12, 7)
-    top = net.conv("score_fr", net.conv("fc7", top, 10), 4, relu=False)
-    top = net.deconv("upscore2", top, 4, 2)
-    skip = net.crop("score_pool4c", net.conv("score_pool4", "pool4", 4, relu=False), top, 5)
-    top = net.deconv("upscore_pool4", net.eltwise("fuse_pool4", top, skip), 4, 2)
+    net, top = fcn_with_pool4(height, width)
+    top = net.deconv("upscore_pool4", top, 4, 2)
     skip = net.crop("score_pool3c", net.conv("score_pool3", "pool3", 4, relu=False), top, 9)
     top = net.deconv("upscore8", net.eltwise("fuse_pool3", top, skip), 16, 8)
     net.crop("score", top, "data", 31)

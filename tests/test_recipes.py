@@ -548,7 +548,7 @@ QUICK = {
 
 @pytest.mark.parametrize("recipe", QUICK)
 def test_the_loss_falls_and_frozen_layers_stay(recipe, tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(recipes.train._progress, "__defaults__", (1,))
+    monkeypatch.setattr(recipes.train.progress, "__defaults__", (1,))
     settings = RECIPES[recipe] | QUICK[recipe]
     path, _ = imagenet(recipe, tmp_path)
     start = build(recipe)

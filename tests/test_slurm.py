@@ -41,8 +41,6 @@ OVERLAY = merge(
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Iterator[Path]:
     """A cluster that runs, by its folder."""
-    if cluster.missing():
-        pytest.skip(f"not installed: {', '.join(cluster.missing())}; no cluster can be started here")
     folder = tmp_path_factory.mktemp("slurm") / "toy"
     try:
         cluster.up(folder)
@@ -52,25 +50,14 @@ def toy(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A copy: nobody edits it while the tests run."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("rules", "scripts", "config", "dag", "report", "profiles"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
-
-
-@pytest.fixture(scope="module")
-def start(toy, checkout) -> Iterator[Callable[..., subprocess.Popen]]:
+def start(toy, workflow) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start Snakemake on the cluster in a folder; what it prints goes to `printed.txt` there."""
     processes = []
 
     def start(folder: Path, *targets: str, overlay: dict = OVERLAY) -> subprocess.Popen:
         (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(checkout / "Snakefile"), *targets]
-        command += ["--workflow-profile", str(checkout / "profiles" / "slurm"), "--configfile", "overlay.yaml"]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), *targets]
+        command += ["--workflow-profile", str(workflow / "profiles" / "slurm"), "--configfile", "overlay.yaml"]
         # the toy keeps no accounts, and its jobs take seconds
         command += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
         environment = os.environ | cluster.environment(toy) | {"OMP_NUM_THREADS": "1"}

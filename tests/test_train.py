@@ -182,7 +182,7 @@ def test_anchors_and_regions_are_picked_within_their_limits():
     first[0, :40], first[1, :3] = True, True
     second = torch.zeros_like(first)
     second[0, 50:90], second[1, 50:60] = True, True
-    rows, valid = train._pick(first, second, most=8, total=30, generator=generator)
+    rows, valid = train.pick(first, second, most=8, total=30, generator=generator)
     assert rows.shape == valid.shape == (2, 30)
     assert all(len(set(one.tolist())) == 30 for one in rows)
     picked = first.gather(1, rows) & valid, second.gather(1, rows) & valid

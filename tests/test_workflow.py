@@ -64,17 +64,6 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def workflow(tmp_path_factory) -> Path:
-    """A copy: nobody edits it while the tests run, and it stands elsewhere than it is run."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("rules", "scripts", "config", "dag", "report", "profiles"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
-
-
 def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
     """Run Snakemake in a folder; returns its exit code and all that it prints."""
     with started(workflow, folder, *arguments, overlay=overlay, cores=cores) as process:
