@@ -28,7 +28,7 @@ class Cell:
     victim, perturbation : str
         Names.
     pixels : str
-        "float" or "8-bit".
+        "float", "8-bit" or "jpeg-75", see `dag.perturbation.apply`.
     source : Path or None
         Shard of the perturbation; None for `none`.
     path : Path
@@ -70,7 +70,7 @@ def cells_of(
     sources : mapping
         Shard of every perturbation by name; None for `none`.
     pixels : list of str
-        "float", "8-bit".
+        Of the same kind.
     identity : mapping
         What determines the predictions besides the perturbation: network, weights, images, code.
 

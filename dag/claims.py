@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from dag.perturbation import parse
 from dag.tables import RESOLVED
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not resolved", "cannot be asked here"
@@ -93,10 +94,15 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _described(cells: pd.DataFrame, tasks: Mapping[str, str], families: Mapping[str, str]) -> pd.DataFrame:
-    """The perturbed cells, each once, with what its perturbation is made of."""
-    cells = cells[cells.group != "none"].drop_duplicates(["perturbation", "victim", "image_set", "pixels"])
-    base = cells.perturbation.map(lambda name: name.partition(".permuted")[0])
-    sources = base.map(lambda name: name.split("+"))
+    """The cells of the paper's perturbations, each once, with what its perturbation is made of.
+
+    Scaled perturbations and controls other than the permuted one are not the paper's.
+    """
+    recipes = cells.perturbation.map(parse)
+    paper = recipes.map(lambda recipe: bool(recipe.sources) and not recipe.scale and recipe.control in ("", "permuted"))
+    cells = cells[paper].drop_duplicates(["perturbation", "victim", "image_set", "pixels"])
+    sources = cells.perturbation.map(lambda name: list(parse(name).sources))
+    base = sources.map("+".join)
     networks = sources.map(lambda names: [name.partition("@")[0] for name in names])
     for name in sorted(set(sources.explode())):
         if name not in tasks:

@@ -18,10 +18,9 @@ import jsonschema
 import yaml
 
 from dag import voc
-from dag.perturbation import parse
+from dag.perturbation import check_pixels, parse
 
 RESERVED = ("all", "claims", "perceptibility", "statuses")
-PERMUTED = ".permuted"  # a row of a table: the mean over all permuted draws
 
 
 def check(config: dict, schema: Path) -> None:
@@ -64,8 +63,10 @@ def check(config: dict, schema: Path) -> None:
     for name in config["figures"]:
         if name in config["tables"]:
             raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")
+    _check_pixels("pixels", config)
     for kind in ("tables", "figures"):
         for name, entry in config[kind].items():
+            _check_pixels(f"{kind}.{name}.pixels", entry)
             _check_product(config, f"{kind}.{name}", entry)
     for entry in config["given_up"]:
         image_set, _, shard = entry.partition("/")
@@ -73,6 +74,15 @@ def check(config: dict, schema: Path) -> None:
             raise ValueError(f"configuration, given_up: there is no shard {entry}; write image set/shard")
         if not shards(config, image_set):
             raise ValueError(f"configuration, given_up: no shard of {image_set} is left; take one out of the list")
+
+
+def _check_pixels(place: str, entry: dict) -> None:
+    """Refuse pixels that no job makes."""
+    for pixels in entry.get("pixels", []):
+        try:
+            check_pixels(pixels)
+        except ValueError as error:
+            raise ValueError(f"configuration, {place}: {error}") from error
 
 
 def _check_training(config: dict, name: str) -> None:
@@ -157,16 +167,14 @@ def _check_paper(place: str, entry: dict) -> None:
 
 def _check_row(config: dict, kind: str, row: str) -> None:
     """Refuse a perturbation that no rule makes, or that a figure of this kind cannot show."""
-    recipe, mean = parse(row.removesuffix(PERMUTED)), row.endswith(PERMUTED)
+    recipe = parse(row)
     for source in recipe.sources:
         attack(config, source)
-    if mean and (recipe.draw or not recipe.sources):
-        raise ValueError("only a source or a sum has permuted draws")
     if recipe.draw > config["permutations"]:
         raise ValueError(f"there are only {config['permutations']} draws, see permutations")
-    if kind == "examples" and (mean or not recipe.sources):
-        raise ValueError("a panel shows one perturbation; name a source, a sum, or one permuted draw")
-    if kind in ("density", "convergence") and (mean or recipe.draw or len(recipe.sources) != 1):
+    if kind == "examples" and (recipe.is_mean or not recipe.sources):
+        raise ValueError("a panel shows one perturbation; name a source, a sum, or one draw of a control")
+    if kind in ("density", "convergence") and str(recipe) != "".join(recipe.sources):
         raise ValueError("the figure shows how attacks went; name a source")
 
 
@@ -186,7 +194,7 @@ def rows(entry: dict) -> list[str]:
     if "panels" in entry:
         return list(dict.fromkeys(panel["perturbation"] for panel in entry["panels"]))
     if entry.get("layout") == "white-box":
-        return ["none", *(row for source in entry["sources"] for row in (source, source + PERMUTED))]
+        return ["none", *(row for source in entry["sources"] for row in (source, f"{source}.permuted"))]
     return entry.get("perturbations", entry.get("sources", []))
 
 
@@ -199,7 +207,7 @@ def pairs(entry: dict) -> Iterator[tuple[str, str]]:
                 yield panel["perturbation"], victim
     elif entry.get("layout") == "white-box":
         for source in entry["sources"]:
-            for row in ("none", source, source + PERMUTED):
+            for row in ("none", source, f"{source}.permuted"):
                 yield row, network_of(source)
     else:
         for row in rows(entry):
@@ -213,8 +221,8 @@ def products(config: dict) -> dict[str, dict]:
 
 
 def draws(row: str, permutations: int) -> list[str]:
-    """Perturbations behind a row: its permuted draws, or just itself."""
-    if row.endswith(PERMUTED):
+    """Perturbations behind a row: the draws of a control, or just itself."""
+    if parse(row).is_mean:
         return [f"{row}-{draw}" for draw in range(1, permutations + 1)]
     return [row]
 
@@ -247,7 +255,7 @@ def source_sets(entry: dict) -> list[tuple[str, str]]:
         return [(source, image_set_of(entry, network_of(source))) for source in rows(entry)]
     found = {}
     for row, victim in pairs(entry):
-        for source in parse(row.removesuffix(PERMUTED)).sources:
+        for source in parse(row).sources:
             found[source, image_set_of(entry, victim)] = None
     return list(found)
 

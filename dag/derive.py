@@ -1,12 +1,12 @@
-"""Perturbations made from stored perturbations: sums and permuted controls of one shard."""
+"""Perturbations made from stored perturbations: sums, multiples and controls of one shard."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
 
-from dag import store
-from dag.perturbation import add, generator, perceptibility, permute
+from dag import perturbation, store
+from dag.perturbation import add, generator, perceptibility
 
 
 def combine(shards: list[Path], path: Path, code: str) -> None:
@@ -26,18 +26,26 @@ def combine(shards: list[Path], path: Path, code: str) -> None:
     _derive(shards, path, ids, header, lambda image_id, arrays: add(arrays))
 
 
-def permuted(shard: Path, path: Path, *, name: str, draw: int, seed: int, code: str) -> None:
-    """Store one permuted draw of the perturbations of a shard.
-
-    The permutations are drawn from (seed, name of the perturbation, image id, draw) alone.
-    """
+def scaled(shard: Path, path: Path, *, p: float, code: str) -> None:
+    """Store the perturbations of a shard, each multiplied so that its perceptibility is `p`."""
     header = store.read_header(shard, "perturbations")
-    identity = {"permuted": header["key"], "name": name, "draw": draw, "seed": seed, "code": code}
+    identity = {"scaled": header["key"], "p": p, "code": code}
+    _derive([shard], path, header["ids"], identity, lambda image_id, arrays: perturbation.scale(arrays[0], p))
 
-    def shuffle(image_id, arrays):
-        return permute(arrays[0], generator("permutation", seed, name, image_id, draw))
 
-    _derive([shard], path, header["ids"], identity, shuffle)
+def control(shard: Path, path: Path, *, kind: str, name: str, draw: int, seed: int, code: str) -> None:
+    """Store one draw of a control of the perturbations of a shard.
+
+    It is drawn from (kind, seed, name of the perturbation, image id, draw) alone.
+    """
+    purpose = "permutation" if kind == "permuted" else kind  # the word under which published numbers were drawn
+    header = store.read_header(shard, "perturbations")
+    identity = {kind: header["key"], "name": name, "draw": draw, "seed": seed, "code": code}
+
+    def drawn(image_id, arrays):
+        return perturbation.control(arrays[0], kind, generator(purpose, seed, name, image_id, draw))
+
+    _derive([shard], path, header["ids"], identity, drawn)
 
 
 def _derive(shards, path, ids, header, function) -> None:

@@ -24,7 +24,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from dag.perturbation import apply, perceptibility
+from dag.perturbation import CONTROLS, apply, perceptibility
 from dag.voc import CLASSES, VOID, colour_map
 
 PAGE, COLUMN = 7.2, 3.5
@@ -113,7 +113,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
     Figure
         Numbers are scores, with their standard error in small print; colours are drops in
         points, one scale from 0 to the largest drop; black frames mark white-box cells; rows
-        stand in groups: clean, single sources, sums, permuted (of a `white_box` frame: by task).
+        stand in groups: clean, single sources, sums, controls (of a `white_box` frame: by task).
         At the right is the perceptibility of the perturbation on the images of the first victim.
     """
     if "condition" in frame:
@@ -124,7 +124,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
         cells = frame.assign(row=frame.perturbation, row_text=frame.row_label, band=frame.group)
         cells = cells.assign(column=frame.victim, column_text=frame.column_label.map(_broken) + "\n" + frame.metric)
     columns = cells.drop_duplicates("column")
-    bands = [band for band in ("none", "single", "sum", "permuted", *cells.task.unique()) if (cells.band == band).any()]
+    bands = [band for band in ("none", "single", "sum", *CONTROLS, *cells.task.unique()) if (cells.band == band).any()]
     rows = cells.drop_duplicates("row").sort_values("band", key=lambda band: band.map(bands.index), kind="stable")
     # Rows are one unit high, with a gap above every group.
     tops = np.arange(len(rows)) + 0.3 * np.cumsum(rows.band != rows.band.shift()).to_numpy() - 0.3

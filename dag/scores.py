@@ -18,7 +18,7 @@ from dag.metrics import (
     match_detections,
     segmentation_scores,
 )
-from dag.perturbation import generator, parse
+from dag.perturbation import CONTROLS, generator, parse
 from dag.voc import Objects
 
 METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
@@ -54,10 +54,11 @@ def score(
     -------
     list of dict
         One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric
-        and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se
-        (against `none`, paired), per_class (all in percent; None where a class is absent),
-        perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
-        permuted draws is a cell of its own, `x.permuted`.
+        and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se,
+        drop_low, drop_high (against `none`, paired, with its 95 % interval), beyond, per_class (all in percent; None
+        where a class is absent), perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
+        the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
+        below that under the mean of each of its controls: {control: {difference, low, high}}, paired.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
@@ -83,7 +84,7 @@ def score(
 
 
 def _cells(values: dict) -> list[dict]:
-    """Cells of one victim in their reported form, means of permuted draws included."""
+    """Cells of one victim in their reported form, means of the draws of controls included."""
     values = values | _means_of_draws(values)
     cells = []
     for (name, pixels), value in values.items():
@@ -98,6 +99,12 @@ def _cells(values: dict) -> list[dict]:
                 "companion_se": _error(value["companion"]),
                 "drop": _number(drop[0]),
                 "drop_se": _error(drop),
+                **dict(zip(("drop_low", "drop_high"), _interval(drop), strict=True)),
+                "beyond": {
+                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"])
+                    for control in CONTROLS
+                    if (f"{name}.{control}", pixels) in values
+                },
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
                 "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
@@ -163,6 +170,17 @@ def _error(values: NDArray) -> float | None:
     """Standard error: standard deviation over the resamples in which the score exists."""
     resampled = values[1:][np.isfinite(values[1:])]
     return float(np.std(resampled, ddof=1)) if len(resampled) > 1 else None
+
+
+def _interval(values: NDArray) -> tuple[float | None, float | None]:
+    """Percentile interval that holds 95 % of the resamples in which the score exists."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist()) if len(resampled) > 1 else (None, None)
+
+
+def _difference(values: NDArray) -> dict[str, float | None]:
+    low, high = _interval(values)
+    return {"difference": _number(values[0]), "low": low, "high": high}
 
 
 def _number(value: float) -> float | None:

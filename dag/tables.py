@@ -8,13 +8,13 @@ The score of one victim, as the job that computes it writes it, is a dict::
     {"victim": "fr-zf-07", "label": "FR-ZF-07", "task": "detection", "image_set": "voc2007-test",
      "images": 4952, "metric": "mAP", "companion_metric": "area mAP",
      "cells": [{"perturbation": "none", "pixels": "float", "score": 58.7, "score_se": 0.6,
-                "companion": 60.1, "companion_se": 0.6, "drop": 0.0, "drop_se": 0.0,
+                "companion": 60.1, "companion_se": 0.6, "drop": 0.0, "drop_se": 0.0, "drop_low": 0.0, "drop_high": 0.0,
                 "perceptibility": 0.0, "linf": 0.0}, ...]}
 
 Scores are in percent; `*_se` are standard errors of a bootstrap over images, that of `drop`
-(score under `none` minus this score) paired; `a.permuted` is the mean over the draws of
-`a.permuted-1`, `a.permuted-2`, ...; `perceptibility` is the mean of p over the images and `linf`
-the largest |r| in grey levels.
+(score under `none` minus this score) paired, and so is its 95 % percentile interval, `drop_low` to
+`drop_high`; `a.permuted` is the mean over the draws of `a.permuted-1`, `a.permuted-2`, ...;
+`perceptibility` is the mean of p over the images and `linf` the largest |r| in grey levels.
 """
 
 from __future__ import annotations
@@ -25,17 +25,28 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dag.perturbation import PIXELS, parse
+from dag.perturbation import CONTROLS, check_pixels, parse
 
 STATUSES = ("converged", "iteration limit", "no targets", "no gradient")
 
 # 95 % of a normal distribution lies within this many standard errors of its mean.
 RESOLVED = 1.96
 
-_MEAN_OF_DRAWS = ".permuted"
+_CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "Gaussian noise"}
+
 _VICTIM = ("victim", "label", "task", "image_set", "images", "metric", "companion_metric", "cells")
-_NUMBERS = ("score", "score_se", "companion", "companion_se", "drop", "drop_se", "perceptibility", "linf")
-_PIXEL_WORDS = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
+_NUMBERS = (
+    "score",
+    "score_se",
+    "companion",
+    "companion_se",
+    "drop",
+    "drop_se",
+    "drop_low",
+    "drop_high",
+    "perceptibility",
+    "linf",
+)
 
 
 def transfer(
@@ -59,7 +70,7 @@ def transfer(
     symbols : dict of str to str
         What a source is called in a sum, e.g. {"fr-zf-07": "r1"}; it may lack sources.
     pixels : str
-        "float" or "8-bit".
+        "float", "8-bit" or "jpeg-75", see `dag.perturbation.apply`.
     paper : dict of str to dict, optional
         Printed values of the paper by perturbation: {victim: score in percent, "p": perceptibility}.
         It may lack any of them.
@@ -67,12 +78,11 @@ def transfer(
     Returns
     -------
     DataFrame
-        One row per cell: perturbation, row_label, group ("none", "single", "sum", "permuted"),
+        One row per cell: perturbation, row_label, group ("none", "single", "sum", or the control),
         victim, column_label, task, image_set, images, missing (ids of the images that were given up,
         separated by blanks), metric, pixels, score, score_se, companion_metric, companion, companion_se,
-        drop, drop_se, mark (see `mark`), perceptibility, linf, and white_box: whether the victim's own
-        perturbation is a summand.
-        A permuted perturbation is a control and never a white-box attack.  With `paper` also
+        drop, drop_se, drop_low, drop_high, mark (see `mark`), perceptibility, linf, and white_box: whether the
+        victim's own perturbation is a summand.  A control is never a white-box attack.  With `paper` also
         paper and paper_p, NaN where the value is not known.
 
     Raises
@@ -110,7 +120,7 @@ def white_box(
     sources : sequence of str
         Rows in order: "network", or "network@variant" for another attack on the same network.
     pixels : str
-        "float" or "8-bit".
+        "float", "8-bit" or "jpeg-75", see `dag.perturbation.apply`.
     paper : dict of str to dict, optional
         Printed values of the paper by source: {"ORIG", "ADVR", "PERM": score in percent, "p":
         perceptibility}.  It may lack any of them.
@@ -134,7 +144,7 @@ def white_box(
             raise ValueError(f"row {source!r} needs scores of the network {network!r}, which are not there")
         victim = victims[network]
         cells = _cells(victim, pixels)
-        for condition, name in {"ORIG": "none", "ADVR": source, "PERM": source + _MEAN_OF_DRAWS}.items():
+        for condition, name in {"ORIG": "none", "ADVR": source, "PERM": f"{source}.permuted"}.items():
             label = row_label(name, {network: victim["label"]}, {})
             record = _record(victim, cells, name, label, pixels)
             named = {"column_label": row_label(source, {network: victim["label"]}, {}), "source": source}
@@ -238,36 +248,45 @@ def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str
     """
     if perturbation == "none":
         return "none"
-    recipe = parse(perturbation.removesuffix(_MEAN_OF_DRAWS))
+    recipe = parse(perturbation)
     networks, variants = zip(*(source.partition("@")[::2] for source in recipe.sources), strict=True)
     for network in networks:
         if network not in labels:
             raise ValueError(f"perturbation {perturbation!r} names network {network!r}, which has no label")
-    control = "permuted" if perturbation.endswith(_MEAN_OF_DRAWS) else f"permuted {recipe.draw}" if recipe.draw else ""
+    changes = [
+        f"p = {recipe.scale} · 10⁻³" if recipe.scale else "",
+        f"{_CONTROL_WORDS[recipe.control]} {recipe.draw or ''}".rstrip() if recipe.control else "",
+    ]
     if len(networks) == 1:
-        text, notes = labels[networks[0]], [symbols.get(networks[0], ""), variants[0], control]
+        text, notes = labels[networks[0]], [symbols.get(networks[0], ""), variants[0], *changes]
     else:
         shared = variants[0] if len(set(variants)) == 1 else ""
         summands = [
             symbols.get(network, labels[network]) + (f"@{variant}" if variant and not shared else "")
             for network, variant in zip(networks, variants, strict=True)
         ]
-        text, notes = " + ".join(summands), [shared, control]
+        text, notes = " + ".join(summands), [shared, *changes]
     notes = ", ".join(note for note in notes if note)
     return f"{text} ({notes})" if notes else text
 
 
-def mark(drop: float, drop_se: float) -> str:
+def pixel_words(pixels: str) -> str:
+    """How perturbed images reached the victims, in words."""
+    check_pixels(pixels)
+    known = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
+    return known.get(pixels) or f"images saved as JPEG files of quality {pixels.removeprefix('jpeg-')}"
+
+
+def mark(drop_low: float, drop_high: float) -> str:
     """Whether a difference from the clean score is more than chance.
 
-    "↓" if the score is lower by more than 1.96 paired standard errors, i.e. the 95 % interval of
-    the drop lies above 0; "↑" if it is higher by as much; otherwise, and where no positive
-    standard error is known, "".  Each cell is judged on its own: about one in twenty cells without
-    any effect is marked all the same.
+    "↓" if the 95 % interval of the drop (paired bootstrap over the images) lies above 0; "↑" if it lies
+    below; otherwise, and where no interval of some width is known, "".  Each cell is judged on its own: about
+    one in twenty cells without any effect is marked all the same.
     """
-    if not drop_se > 0 or abs(drop) <= RESOLVED * drop_se:
+    if not drop_high > drop_low or drop_low <= 0 <= drop_high:
         return ""
-    return "↓" if drop > 0 else "↑"
+    return "↓" if drop_low > 0 else "↑"
 
 
 def to_markdown(
@@ -342,8 +361,7 @@ def to_latex(
 
 def _cells(victim: Mapping, pixels: str) -> dict[str, Mapping]:
     """The cells of one victim by name of the perturbation, checked."""
-    if pixels not in PIXELS:
-        raise ValueError(f"pixels {pixels!r} is unknown; choose from {', '.join(PIXELS)}")
+    check_pixels(pixels)
     _require(victim, _VICTIM, f"the scores of victim {victim.get('victim', '?')!r}")
     cells = {}
     for cell in victim["cells"]:
@@ -377,12 +395,8 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
             "compute it or take the row or the column out of the table"
         )
     number = {key: math.nan if cells[perturbation][key] is None else cells[perturbation][key] for key in _NUMBERS}
-    permuted = perturbation.endswith(_MEAN_OF_DRAWS)
-    recipe = parse(perturbation.removesuffix(_MEAN_OF_DRAWS))
-    if permuted or recipe.draw:
-        group = "permuted"
-    else:
-        group = ("none", "single")[len(recipe.sources)] if len(recipe.sources) < 2 else "sum"
+    recipe = parse(perturbation)
+    group = recipe.control or (("none", "single")[len(recipe.sources)] if len(recipe.sources) < 2 else "sum")
     return {
         "perturbation": perturbation,
         "row_label": label,
@@ -402,10 +416,12 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
         "companion_se": number["companion_se"],
         "drop": number["drop"],
         "drop_se": number["drop_se"],
-        "mark": mark(number["drop"], number["drop_se"]),
+        "drop_low": number["drop_low"],
+        "drop_high": number["drop_high"],
+        "mark": mark(number["drop_low"], number["drop_high"]),
         "perceptibility": number["perceptibility"],
         "linf": number["linf"],
-        "white_box": group != "permuted" and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
+        "white_box": not recipe.control and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
     }
 
 
@@ -573,19 +589,19 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
             f"{', '.join(cells.column_label.unique())}: {_images(*key)}"
             for key, cells in _groups(frame, ["image_set", "images", "missing"])
         )
-    pixels = " / ".join(_PIXEL_WORDS[name] for name in frame.pixels.unique())
+    pixels = " / ".join(map(pixel_words, frame.pixels.unique()))
     sentences = [f"{metrics} in %; {pixels}; {images}."]
     if "paper" in frame:
         sentences.append("Paper / here; –: the paper's value is not known to this project.")
     if frame.score_se.notna().any():
         sentences.append("± is one standard error (bootstrap over the images).")
     if (frame["mark"] != "").any():
-        sentences.append(f"↓ (↑): lower (higher) than clean by more than {RESOLVED} paired standard errors.")
+        sentences.append("↓ (↑): lower (higher) than clean, the 95 % interval of the difference (paired) without zero.")
     if frame.white_box.any():
         sentences.append("Bold: the victim's own perturbation takes part (white box).")
-    if (frame.group == "permuted").any():
-        name = "PERM" if "condition" in frame else "permuted"
-        sentences.append(f"{name}: rows and columns of the perturbation shuffled, mean over the draws.")
+    for group in [name for name in CONTROLS if (frame.group == name).any()]:
+        name = "PERM" if "condition" in frame else _CONTROL_WORDS[group]
+        sentences.append(f"{name}: {CONTROLS[group]}, mean over the draws.")
     sentences.append("p: perceptibility, mean over the images.")
     return " ".join(sentences)
 

@@ -1,9 +1,9 @@
-"""Perturbations: made by sources, added up, permuted.
+"""Perturbations: made by sources, added up, scaled, and controls of all of them.
 
 PRODUCTS  results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5
 
-Sums and permuted draws are temporary: they follow from the sources in seconds and would multiply
-the storage.
+What is not made by a source is temporary: sums, multiples and controls follow from the sources in seconds and
+would multiply the storage.
 """
 
 
@@ -50,23 +50,43 @@ rule combine:
         "../scripts/combine.py"
 
 
-rule permute:
-    """Control: rows and columns shuffled, every draw from its own seed."""
+rule scale:
+    """Multiples of a perturbation that have the same perceptibility on every image, in 10⁻³."""
+    input:
+        "results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5",
+    output:
+        temp("results/{experiment}/{image_set}/perturbations/{perturbation}.p-{milli}/{shard}.h5"),
+    log:
+        "logs/scale/{experiment}/{image_set}/{perturbation}.p-{milli}/{shard}.txt",
+    wildcard_constraints:
+        perturbation=SUM_PATTERN,
+    conda:
+        "../environment.yml"
+    params:
+        code=code("dag.derive"),
+    script:
+        "../scripts/scale.py"
+
+
+rule control:
+    """Draws of a control: permuted, random signs, Gaussian noise; every draw from its own seed."""
     input:
         "results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5",
     output:
         temp(
             expand(
-                "results/{{experiment}}/{{image_set}}/perturbations/{{perturbation}}.permuted-{draw}/{{shard}}.h5",
+                "results/{{experiment}}/{{image_set}}/perturbations/{{perturbation}}.{{control}}-{draw}/{{shard}}.h5",
                 draw=range(1, config["permutations"] + 1),
             )
         ),
     log:
-        "logs/permute/{experiment}/{image_set}/{perturbation}/{shard}.txt",
+        "logs/control/{experiment}/{image_set}/{perturbation}.{control}/{shard}.txt",
+    wildcard_constraints:
+        perturbation=SCALED_PATTERN,
     conda:
         "../environment.yml"
     params:
         seed=config["seed"],
         code=code("dag.derive"),
     script:
-        "../scripts/permute.py"
+        "../scripts/control.py"

@@ -15,7 +15,7 @@ from snakemake.logging import logger
 
 from dag import budget
 from dag import config as plan
-from dag.perturbation import SOURCE_PATTERN
+from dag.perturbation import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 
 config = plan.without_nulls(config)
 try:
@@ -45,7 +45,8 @@ wildcard_constraints:
     body="[a-z0-9-]+",
     source=SOURCE_PATTERN,
     combination=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})+",
-    perturbation=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})*",
+    milli="[1-9][0-9]*",
+    control="|".join(CONTROLS),
     shard=r"\d{4,6}",
     file="|".join(map(re.escape, config["downloads"])) or "(?!)",
 

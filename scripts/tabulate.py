@@ -23,8 +23,7 @@ if entry["layout"] == "transfer":
 else:
     frames = {pixels: tables.white_box(scores, entry["sources"], pixels, paper) for pixels in params.pixels}
 write_text(output.csv, pd.concat(frames.values()).to_csv(index=False))
-headings = {"float": "Float images", "8-bit": "8-bit images"}
-sections = {headings[pixels]: frame for pixels, frame in frames.items()}
+sections = {tables.pixel_words(pixels).capitalize(): frame for pixels, frame in frames.items()}
 write_text(output.markdown, tables.document(params.title, sections, notes=params.notes))
 write_text(
     output.latex, "\n".join(tables.to_latex(frame, params.title, notes=params.notes) for frame in frames.values())

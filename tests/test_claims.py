@@ -31,6 +31,7 @@ DROPS = pd.DataFrame(
 
 def cell(perturbation, drop, se, pixels):
     numbers = {"score": 80 - drop, "drop": drop, "drop_se": se, "companion": 50.0, "score_se": 1.0, "companion_se": 1.0}
+    numbers |= {"drop_low": drop - 2 * se, "drop_high": drop + 2 * se}
     return {"perturbation": perturbation, "pixels": pixels, "perceptibility": 0.002, "linf": 9.0} | numbers
 
 

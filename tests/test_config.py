@@ -125,7 +125,7 @@ MISTAKES = {
     "a step of zero": ({"attacks": {"detection": {"step": 0}}}, "attacks.detection.step: 0 is less than or equal"),
     "unknown rules": ({"attacks": {"segmentation": {"rules": "paper"}}}, "attacks.segmentation.rules: 'paper' is"),
     "no float pixels": ({"pixels": ["8-bit"]}, "pixels: ['8-bit'] must contain 'float'"),
-    "unknown pixels": ({"pixels": ["float", "16-bit"]}, "pixels.1: '16-bit' is not one of"),
+    "unknown pixels": ({"pixels": ["float", "16-bit"]}, "pixels: pixels '16-bit' is unknown; choose from float, 8-bit"),
     "a target twice": ({"targets": ["table1", "table1"]}, "targets: "),
     "no targets": ({"targets": []}, "targets: "),
     "a shard given up that is not there": (

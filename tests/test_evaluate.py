@@ -13,7 +13,7 @@ from PIL import Image
 
 from dag import cells, derive, evaluate, metrics, results, scores, store
 from dag.networks.interface import Detections, Detector, Segmenter
-from dag.perturbation import generator, perceptibility
+from dag.perturbation import CONTROLS, generator, perceptibility
 
 IDS = ["a", "b", "c"]
 SHAPE = (3, 2, 2)
@@ -55,26 +55,49 @@ def test_shards_of_other_images_are_not_added(tmp_path):
         derive.combine([first, second], tmp_path / "sum.h5", "code")
 
 
-def test_permuted_draws_of_a_shard(tmp_path):
+def kept(kind: str, r: np.ndarray):
+    """What a control keeps of a perturbation."""
+    if kind == "permuted":
+        return np.sort(r.ravel())
+    return abs(r) if kind == "signs" else perceptibility(r)
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_draws_of_a_control_of_a_shard(tmp_path, kind):
     source = shard(tmp_path / "0.h5", "perturbations", {x: noise(x) for x in IDS})
     single = shard(tmp_path / "single.h5", "perturbations", {"b": noise("b")})
     draws = {}
     for draw in (1, 2):
         path = tmp_path / f"{draw}.h5"
-        derive.permuted(source, path, name="net", draw=draw, seed=1, code="code")
+        derive.control(source, path, kind=kind, name="net", draw=draw, seed=1, code="code")
         draws[draw] = {x: store.read(path, x)[0] for x in IDS}
         for image_id in IDS:
-            assert np.array_equal(np.sort(draws[draw][image_id].ravel()), np.sort(noise(image_id).ravel()))
+            np.testing.assert_allclose(kept(kind, draws[draw][image_id]), kept(kind, noise(image_id)), rtol=1e-6)
     assert any(not np.array_equal(draws[1][x], draws[2][x]) for x in IDS)
-    # an image is permuted alike whatever shard it lies in
-    derive.permuted(single, tmp_path / "again.h5", name="net", draw=2, seed=1, code="code")
+    # an image is drawn alike whatever shard it lies in
+    derive.control(single, tmp_path / "again.h5", kind=kind, name="net", draw=2, seed=1, code="code")
     assert np.array_equal(store.read(tmp_path / "again.h5", "b")[0], draws[2]["b"])
-    # and the header tells draws, seeds and names apart
+    # and the header tells kinds, draws, seeds and names apart
     keys = set()
-    for name, draw, seed in (("net", 1, 1), ("net", 2, 1), ("net", 1, 2), ("other", 1, 1)):
-        derive.permuted(source, tmp_path / "x.h5", name=name, draw=draw, seed=seed, code="code")
+    other = "signs" if kind != "signs" else "permuted"
+    for one, name, draw, seed in [(kind, "net", 1, 1), (kind, "net", 2, 1), (kind, "net", 1, 2), (kind, "other", 1, 1),
+                                  (other, "net", 1, 1)]:  # fmt: skip
+        derive.control(source, tmp_path / "x.h5", kind=one, name=name, draw=draw, seed=seed, code="code")
         keys.add(store.read_header(tmp_path / "x.h5")["key"])
-    assert len(keys) == 4
+    assert len(keys) == 5
+
+
+def test_multiples_of_a_shard(tmp_path):
+    source = shard(tmp_path / "0.h5", "perturbations", {x: noise(x) for x in IDS})
+    keys = set()
+    for p in (0.002, 0.004):
+        derive.scaled(source, tmp_path / "scaled.h5", p=p, code="code")
+        for image_id in IDS:
+            r, known = store.read(tmp_path / "scaled.h5", image_id, "perturbations")
+            np.testing.assert_allclose(r, noise(image_id) * (p / perceptibility(noise(image_id))), rtol=1e-5)
+            assert known["perceptibility"] == pytest.approx(p, rel=1e-6)
+        keys.add(store.read_header(tmp_path / "scaled.h5")["key"])
+    assert len(keys) == 2
 
 
 # Cells
@@ -366,6 +389,10 @@ def test_errors_are_those_of_repeated_images(tmp_path, root):
     assert table["none", "float"]["score_se"] == pytest.approx(clean.std(ddof=1))
     assert table["net", "float"]["score_se"] == pytest.approx(attacked.std(ddof=1))
     assert table["net", "float"]["drop_se"] == pytest.approx((clean - attacked).std(ddof=1))
+    # of 12 resamples, 2.5 % lie 0.275 of the way from the smallest to the next
+    smallest, second, *_, before, largest = sorted(clean - attacked)
+    assert table["net", "float"]["drop_low"] == pytest.approx(smallest + 0.275 * (second - smallest))
+    assert table["net", "float"]["drop_high"] == pytest.approx(largest - 0.275 * (largest - before))
 
 
 def test_the_error_of_a_drop_is_paired(tmp_path, root):
@@ -388,6 +415,7 @@ def test_the_error_of_a_drop_is_paired(tmp_path, root):
 def test_the_control_is_the_mean_of_its_draws(tmp_path, root):
     predictions = {
         ("none", "float"): label_maps(CLEAN),
+        ("net", "float"): label_maps(NOTHING),
         ("net.permuted-1", "float"): label_maps(CLEAN),
         ("net.permuted-2", "float"): label_maps(NOTHING),
         ("net.permuted-3", "float"): label_maps(NOTHING),
@@ -404,6 +432,12 @@ def test_the_control_is_the_mean_of_its_draws(tmp_path, root):
     assert control["drop_se"] == pytest.approx((2 * (clean - nothing) / 3).std(ddof=1))
     assert control["per_class"]["sofa"] is None
     assert table["net.permuted-2", "float"]["score"] == pytest.approx(second)
+    # what the perturbation does beyond its control: a third of the way from nothing to clean, in every resample
+    beyond = table["net", "float"]["beyond"]
+    assert set(beyond) == {"permuted"} and not control["beyond"]
+    assert beyond["permuted"]["difference"] == pytest.approx((first - second) / 3)
+    assert beyond["permuted"]["low"] == pytest.approx(np.quantile((clean - nothing) / 3, 0.025))
+    assert beyond["permuted"]["high"] == pytest.approx(np.quantile((clean - nothing) / 3, 0.975))
 
 
 def test_pixels_are_scored_apart(tmp_path, root):

@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from dag.perturbation import Recipe, add, apply, generator, parse, perceptibility, permute
+from dag.perturbation import (
+    Recipe,
+    add,
+    apply,
+    control,
+    gaussian,
+    generator,
+    parse,
+    perceptibility,
+    permute,
+    random_signs,
+    scale,
+)
 
 
 def field(seed: int = 0, shape: tuple = (3, 7, 11)) -> np.ndarray:
@@ -24,8 +36,12 @@ def field(seed: int = 0, shape: tuple = (3, 7, 11)) -> np.ndarray:
         ("a+b", Recipe(("a", "b"))),
         ("b+a", Recipe(("b", "a"))),
         ("a+a@x", Recipe(("a", "a@x"))),
-        ("a.permuted-1", Recipe(("a",), 1)),
-        ("a@x+b+c9.permuted-12", Recipe(("a@x", "b", "c9"), 12)),
+        ("a.permuted-1", Recipe(("a",), control="permuted", draw=1)),
+        ("a@x+b+c9.permuted-12", Recipe(("a@x", "b", "c9"), control="permuted", draw=12)),
+        ("a.signs", Recipe(("a",), control="signs")),
+        ("a.p-4", Recipe(("a",), scale=4)),
+        ("a+b.p-16.gaussian-2", Recipe(("a", "b"), 16, "gaussian", 2)),
+        ("p-4", Recipe(("p-4",))),
         ("0+1", Recipe(("0", "1"))),
     ],
 )
@@ -37,9 +53,10 @@ def test_a_name_and_its_recipe_say_the_same(name, recipe):
 @pytest.mark.parametrize(
     "name",
     [
-        "", "+", "a+", "+a", "a++b", "A", "a b", "a_b", "-a", "a@", "@x", "a@x@y", "a/b", "../a", "a.permuted",
+        "", "+", "a+", "+a", "a++b", "A", "a b", "a_b", "-a", "a@", "@x", "a@x@y", "a/b", "../a", "a.p-0",
         "a.permuted-", "a.permuted-x", "a.permuted-1.permuted-2", "a.permuted-1+b", "a\n", "a.h5", "ä", "a.permuted--1",
         "a.permuted-0", "a.permuted-01", "none+a", "none.permuted-1", "a+none",
+        "a.p-4.p-4", "a.p-1.5", "a.p--1", "a.permuted-1.p-4", "a.noise-1", "a.gaussian.signs", "none.p-4",
     ],
 )  # fmt: skip
 def test_a_malformed_name_is_refused(name):
@@ -155,6 +172,44 @@ def test_perceptibility_is_computed_in_double_precision():
     )
 
 
+# Multiples and controls
+
+
+def test_a_perturbation_is_scaled_to_a_perceptibility():
+    r = field(4)
+    scaled = scale(r, 0.004)
+    assert scaled.dtype == np.float32
+    assert perceptibility(scaled) == pytest.approx(0.004, rel=1e-6)
+    assert np.allclose(scaled / r, (scaled / r)[0, 0, 0], rtol=1e-5), "all values by the same factor"
+    assert np.array_equal(scale(np.zeros_like(r), 0.004), np.zeros_like(r)), "nothing has no direction"
+
+
+def test_random_signs_keep_every_size_and_no_direction():
+    r = field(5, (3, 60, 80))
+    drawn = random_signs(r, generator("signs"))
+    assert np.array_equal(abs(drawn), abs(r)) and drawn.dtype == r.dtype
+    # 14,400 fair coins: the share of changed signs is 0.5 within 5 standard deviations of 1 / (2 sqrt(14,400))
+    assert np.mean(drawn != r) == pytest.approx(0.5, abs=5 / 240)
+
+
+def test_gaussian_noise_has_the_perceptibility_and_the_moments():
+    r = field(6, (3, 60, 80))
+    noise = gaussian(r, generator("noise"))
+    assert noise.dtype == r.dtype and noise.shape == r.shape
+    assert perceptibility(noise) == pytest.approx(perceptibility(r), rel=1e-6)
+    # p is sqrt(3) sigma / 255; the fourth moment of a normal distribution is 3 sigma^4, here within 5 sqrt(96 / n)
+    sigma = 255 * perceptibility(r) / math.sqrt(3)
+    assert np.mean((noise / sigma) ** 4) == pytest.approx(3, abs=5 * math.sqrt(96 / r.size))
+    assert np.array_equal(gaussian(np.zeros_like(r), generator("noise")), np.zeros_like(r))
+
+
+@pytest.mark.parametrize(("kind", "function"), [("permuted", permute), ("signs", random_signs), ("gaussian", gaussian)])
+def test_controls_by_name(kind, function):
+    r = field(7)
+    assert np.array_equal(control(r, kind, generator(1)), function(r, generator(1)))
+    assert not np.array_equal(control(r, kind, generator(1)), control(r, kind, generator(2)))
+
+
 # The image that a network sees
 
 
@@ -180,6 +235,28 @@ def test_the_rounded_image_survives_eight_bits():
     assert np.array_equal(apply(image, np.zeros_like(image), "float"), image)
 
 
+@pytest.mark.parametrize("quality", [1, 75, 100])
+def test_a_jpeg_file_is_what_another_decoder_reads(quality):
+    import cv2
+
+    # smooth, so that colours at half the resolution are no matter of taste between decoders
+    ramp = np.linspace(20, 200, 48, dtype=np.float32)
+    image = np.stack([np.tile(ramp, (32, 1)), np.full((32, 48), 90, np.float32), np.tile(ramp[::-1], (32, 1))])
+    seen = apply(image, np.full_like(image, 0.4), f"jpeg-{quality}")
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, file = cv2.imencode(".jpg", np.rint(image).astype(np.uint8).transpose(1, 2, 0)[..., ::-1], parameters)
+    other = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1].transpose(2, 0, 1)
+    assert seen.dtype == np.float32 and seen.shape == image.shape
+    assert np.abs(seen - other).max() <= 3
+
+
+def test_a_coarse_jpeg_file_loses_a_fine_perturbation():
+    image, r = np.full((3, 64, 64), 128, np.float32), 2 * np.sign(field(8, (3, 64, 64)))
+    left = {pixels: perceptibility(apply(image, r, pixels) - image) for pixels in ("8-bit", "jpeg-95", "jpeg-50")}
+    assert left["8-bit"] == pytest.approx(perceptibility(r))
+    assert left["8-bit"] > left["jpeg-95"] > left["jpeg-50"]
+
+
 def test_the_inputs_are_left_alone():
     image, r = np.full((3, 2, 2), 250, np.float32), np.full((3, 2, 2), 10, np.float32)
     apply(image, r, "8-bit")
@@ -195,5 +272,6 @@ def test_a_perturbation_must_fit_its_image():
 
 
 def test_unknown_pixels_are_refused():
-    with pytest.raises(ValueError, match="pixels '16-bit' is unknown; choose from float, 8-bit"):
-        apply(np.zeros((3, 1, 1)), np.zeros((3, 1, 1)), "16-bit")
+    for pixels in ("16-bit", "jpeg", "jpeg-0", "jpeg-101", "jpeg-75\n"):
+        with pytest.raises(ValueError, match="is unknown; choose from float, 8-bit"):
+            apply(np.zeros((3, 1, 1)), np.zeros((3, 1, 1)), pixels)

@@ -180,7 +180,7 @@ def test_a_node_that_is_drained_ends_its_job_and_gets_no_other(toy, start, finis
         assert process.wait(300) == 0, (trained / "printed.txt").read_text()
         first, second = submitted(toy, trained)
         assert (first["NodeList"], first["JobState"]) == (node, "COMPLETED")
-        assert second["NodeList"] in set(cluster.NODES) - {node} and "rule_permute" in second["Comment"]
+        assert second["NodeList"] in set(cluster.NODES) - {node} and "rule_control" in second["Comment"]
         assert (trained / perturbation()).read_bytes() == (finished / perturbation()).read_bytes()
     finally:
         cluster.ask(toy, "scontrol", "update", f"nodename={node}", "state=resume")

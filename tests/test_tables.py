@@ -20,6 +20,8 @@ def cell(perturbation, score, score_se=2.0, drop=0.0, drop_se=0.0, p=0.0, pixels
         "companion_se": score_se / 2,
         "drop": drop,
         "drop_se": drop_se,
+        "drop_low": drop - 2 * drop_se,
+        "drop_high": drop + 2 * drop_se,
         "perceptibility": p,
         "linf": 1000 * p,
     }
@@ -148,11 +150,20 @@ def test_white_box_table(scores):
 
 
 @pytest.mark.parametrize(
-    ("drop", "drop_se", "expected"),
-    [(4.0, 2.0, "↓"), (3.9, 2.0, ""), (-4.0, 2.0, "↑"), (-3.9, 2.0, ""), (0, 0, ""), (5, 0, ""), (5, math.nan, "")],
+    ("low", "high", "expected"),
+    [
+        (0.1, 8, "↓"),
+        (0, 8, ""),
+        (-0.1, 8, ""),
+        (-8, -0.1, "↑"),
+        (-8, 0, ""),
+        (0, 0, ""),
+        (5, 5, ""),  # without any spread nothing is known of chance
+        (math.nan, math.nan, ""),
+    ],
 )
-def test_marks_are_the_95_percent_interval(drop, drop_se, expected):
-    assert tables.mark(drop, drop_se) == expected
+def test_marks_are_the_95_percent_interval(low, high, expected):
+    assert tables.mark(low, high) == expected
 
 
 def test_markdown_is_an_aligned_table(frame):
@@ -170,7 +181,7 @@ def test_markdown_is_an_aligned_table(frame):
         "| r1 + r5 (permuted) |   85.0 ± 2.0     | 82.4 ± 2.0 ↑ |      9.0 |\n"
         "\n"
         "mAP in %; float pixels, not rounded; 60 images of test. ± is one standard error (bootstrap over the images). "
-        "↓ (↑): lower (higher) than clean by more than 1.96 paired standard errors. "
+        "↓ (↑): lower (higher) than clean, the 95 % interval of the difference (paired) without zero. "
         "Bold: the victim's own perturbation takes part (white box). "
         "permuted: rows and columns of the perturbation shuffled, mean over the draws. "
         "p: perceptibility, mean over the images.\n"
@@ -212,7 +223,7 @@ def test_mixed_tasks_and_image_sets_are_said(scores):
 
 def test_unknown_standard_errors_are_left_out(scores):
     for one in scores[0]["cells"]:
-        one["score_se"] = one["companion_se"] = one["drop_se"] = None
+        one |= dict.fromkeys(["score_se", "companion_se", "drop_se", "drop_low", "drop_high"])
     text = tables.to_markdown(tables.transfer(scores[:1], ["none", "zf"], LABELS, SYMBOLS, "float"))
     assert "**12.5**" in text and "±" not in text and "↓" not in text
 

@@ -241,7 +241,7 @@ def finished(workflow, tmp_path_factory) -> Path:
     folder.mkdir()
     code, text = snakemake(workflow, folder, "small", "other", overlay=TINY)
     assert code == 0, text
-    assert {"perturb": 4, "combine": 2, "permute": 2, "predict": 4, "train": 2, "pretrain": 2}.items() <= jobs(
+    assert {"perturb": 4, "combine": 2, "control": 2, "predict": 4, "train": 2, "pretrain": 2}.items() <= jobs(
         text
     ).items()
     return folder
@@ -295,7 +295,7 @@ def test_a_new_row_computes_its_own_cells(workflow, run):
     code, text = snakemake(workflow, run, "small", overlay=overlay)
     assert code == 0, text
     # the sums are temporary and made again; they need no network
-    assert jobs(text) == {"perturb": 2, "combine": 2, "permute": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
+    assert jobs(text) == {"perturb": 2, "combine": 2, "control": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
     after = contents(run)
     assert {path: after[path] for path in before} == before
     base = "results/tiny/mini-test"
@@ -325,7 +325,7 @@ def test_a_new_column_computes_its_own_cells(workflow, run):
     overlay = changed(victims=[*TINY["tables"]["small"]["victims"], victim])
     code, text = snakemake(workflow, run, "small", overlay=overlay)
     assert code == 0, text
-    assert jobs(text) == {"train": 1, "combine": 2, "permute": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
+    assert jobs(text) == {"train": 1, "combine": 2, "control": 2, "predict": 2, "score": 1, "tabulate": 1, "small": 1}
     after = contents(run)
     assert {path: after[path] for path in before} == before
     assert set(after) - set(before) == {f"resources/weights/{victim}.pt"} | {

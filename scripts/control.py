@@ -1,4 +1,4 @@
-"""Permute the perturbations of a shard, several draws; see rule permute."""
+"""Draws of a control of the perturbations of a shard; see rule control."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ from dag.job import start
 
 start(snakemake.log[0])
 
-from dag.derive import permuted
+from dag.derive import control
 
 for draw, path in enumerate(snakemake.output, 1):
-    permuted(
+    control(
         Path(snakemake.input[0]),
         Path(path),
+        kind=snakemake.wildcards.control,
         name=snakemake.wildcards.perturbation,
         draw=draw,
         seed=snakemake.params.seed,
