@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import jsonschema
 import yaml
 
 from dag import voc
-from dag.perturbation import check_pixels, parse
+from dag.perturbation import Recipe, check_pixels, parse
 
 RESERVED = ("all", "claims", "perceptibility", "statuses")
 
@@ -141,12 +142,12 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
     for victim in victims(entry):
         if victim not in config["networks"]:
             raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
-    _check_paper(place, entry)
-    for row in rows(entry):
+    for row in _named(entry):
         try:
-            _check_row(config, entry.get("kind", "table"), row)
+            _check_row(config, entry.get("kind", entry.get("layout")), row)
         except ValueError as error:
             raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
+    _check_paper(place, entry)
 
 
 def _check_paper(place: str, entry: dict) -> None:
@@ -174,8 +175,14 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         raise ValueError(f"there are only {config['permutations']} draws, see permutations")
     if kind == "examples" and (recipe.is_mean or not recipe.sources):
         raise ValueError("a panel shows one perturbation; name a source, a sum, or one draw of a control")
-    if kind in ("density", "convergence") and str(recipe) != "".join(recipe.sources):
-        raise ValueError("the figure shows how attacks went; name a source")
+    if kind in ("density", "convergence", "matrix", "white-box") and (
+        recipe != Recipe(recipe.sources) or len(recipe.sources) != 1
+    ):
+        raise ValueError("only sources are shown here; name one, without a sum, a scale or a control")
+    if kind == "strength" and (recipe.scale or not recipe.sources):
+        raise ValueError("the figure scales a source, a sum, or a control of these; name one, without .p-")
+    if kind == "intervals" and (recipe.control or not recipe.sources):
+        raise ValueError("the figure adds the controls itself; name a source or a sum")
 
 
 def victims(entry: dict) -> list[str]:
@@ -190,12 +197,25 @@ def victims(entry: dict) -> list[str]:
 
 
 def rows(entry: dict) -> list[str]:
-    """Perturbations that a table or figure shows, as written, in order."""
+    """Perturbations that a table or figure shows, in order: as named, and what it makes of them."""
+    named = _named(entry)
+    if entry.get("layout") == "white-box":
+        return ["none", *(row for source in named for row in (source, f"{source}.permuted"))]
+    scaled = [scaled_to(row, strength) for row in named for strength in entry.get("strengths", [])]
+    controls = [f"{row}.{control}" for row in named for control in entry.get("controls", [])]
+    return [*named, *scaled, *controls]
+
+
+def _named(entry: dict) -> list[str]:
+    """Perturbations that the entry of a table or figure names, in order."""
     if "panels" in entry:
         return list(dict.fromkeys(panel["perturbation"] for panel in entry["panels"]))
-    if entry.get("layout") == "white-box":
-        return ["none", *(row for source in entry["sources"] for row in (source, f"{source}.permuted"))]
     return entry.get("perturbations", entry.get("sources", []))
+
+
+def scaled_to(row: str, strength: int) -> str:
+    """Name of a perturbation, or of its control, scaled to a perceptibility in 10⁻³."""
+    return str(replace(parse(row), scale=strength))
 
 
 def pairs(entry: dict) -> Iterator[tuple[str, str]]:
@@ -213,6 +233,18 @@ def pairs(entry: dict) -> Iterator[tuple[str, str]]:
         for row in rows(entry):
             for victim in victims(entry):
                 yield row, victim
+
+
+def shown_pairs(entry: dict) -> list[tuple[str, str]]:
+    """(perturbation as written, victim) pairs that a figure shows: without the clean images and added controls."""
+    added = {f"{row}.{control}" for row in _named(entry) for control in entry.get("controls", [])}
+    return [(row, victim) for row, victim in dict.fromkeys(pairs(entry)) if row != "none" and row not in added]
+
+
+def bases(entry: dict) -> dict[str, str]:
+    """What every perturbation of a figure with `strengths` was before it was scaled: the name itself if it was not."""
+    scaled = {scaled_to(row, strength): row for row in _named(entry) for strength in entry.get("strengths", [])}
+    return {row: row for row in _named(entry)} | scaled
 
 
 def products(config: dict) -> dict[str, dict]:

@@ -122,7 +122,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
         cells = cells.assign(column=frame.condition, column_text=frame.condition)
     else:
         cells = frame.assign(row=frame.perturbation, row_text=frame.row_label, band=frame.group)
-        cells = cells.assign(column=frame.victim, column_text=frame.column_label.map(_broken) + "\n" + frame.metric)
+        cells = cells.assign(column=frame.victim, column_text=frame.column_label.map(broken) + "\n" + frame.metric)
     columns = cells.drop_duplicates("column")
     bands = [band for band in ("none", "single", "sum", *CONTROLS, *cells.task.unique()) if (cells.band == band).any()]
     rows = cells.drop_duplicates("row").sort_values("band", key=lambda band: band.map(bands.index), kind="stable")
@@ -132,8 +132,8 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
 
     # Everything is placed in inches: cells of the same height in every table, texts as wide as they are.
     margin, note, right, cell_height = 0.08, 0.2, 1.25, 0.24
-    labels = max(map(_text_width, rows.row_text)) + 0.15
-    cell_width = max(0.78, *(_text_width(line) + 0.08 for text in columns.column_text for line in text.split("\n")))
+    labels = max(map(text_width, rows.row_text)) + 0.15
+    cell_width = max(0.78, *(text_width(line) + 0.08 for text in columns.column_text for line in text.split("\n")))
     above = (0.25 if title else 0) + 0.14 * (1.3 + columns.column_text.str.count("\n").max())
     wide, high = cell_width * len(columns), cell_height * (tops[-1] + 1)
     width, height = labels + wide + right, margin + above + high + note
@@ -147,7 +147,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=shade, edgecolor="white", linewidth=1))
         if cell.white_box:
             axes.add_patch(Rectangle((x + 0.015, y + 0.04), 0.97, 0.92, fill=False, edgecolor="black", linewidth=1))
-        text = {"va": "center_baseline", "color": _ink(shade)}
+        text = {"va": "center_baseline", "color": ink(shade)}
         axes.text(x + 0.5, y + 0.5, f"{cell.score:.1f}", ha="right", fontsize=7.5, **text)
         if not np.isnan(cell.score_se):
             axes.text(x + 0.54, y + 0.5, f"± {cell.score_se:.1f}", ha="left", fontsize=6, **text)
@@ -205,7 +205,7 @@ def density(points: pd.DataFrame, metric: str = "mAP") -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     for k, (label, line) in enumerate(points.groupby("column_label", sort=False)):
         line = line.sort_values("nms")
-        upper.errorbar(line.nms, line.score, line.score_se, label=label, **_line(k))
+        upper.errorbar(line.nms, line.score, line.score_se, label=label, **line_style(k))
     upper.set(ylabel=f"{metric} (%), ± 1 standard error", ylim=(0, None))
     upper.legend()
     for k, name in enumerate(("proposals", "targets")):
@@ -263,7 +263,7 @@ def convergence(curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str
             active = np.stack([np.pad(image, (0, length - len(image)), mode="edge") for image in images])
             iterations = np.mean([len(image) - 1 for image in images])
             low, high = np.quantile(active, (0.25, 0.75), axis=0)
-            line = _line(k) | {"marker": ""}
+            line = line_style(k) | {"marker": ""}
             axes.fill_between(np.arange(length), low, high, color=line["color"], alpha=0.15, linewidth=0)
             axes.plot(np.arange(length), active.mean(0), label=f"{label}: {iterations:.1f} iterations", **line)
         axes.set(xlabel="iteration", ylabel=_PANELS[task], xlim=(0, None), ylim=(0, None), title=task.capitalize())
@@ -431,7 +431,7 @@ def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, thre
             )
         )
         text = _name(prediction["labels"][k]) + ("" if scores is None else f" {scores[k]:.2f}")
-        wide, high = (72 * _text_width(text, LABEL_SIZE) + 2.5) * point, (LABEL_SIZE + 1.5) * point
+        wide, high = (72 * text_width(text, LABEL_SIZE) + 2.5) * point, (LABEL_SIZE + 1.5) * point
         # The first place that is in the image and free, or as free as can be.
         spots = [
             (x, y, x + wide, y + high)
@@ -446,14 +446,14 @@ def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, thre
             (spot[1] + spot[3]) / 2,
             text,
             fontsize=LABEL_SIZE,
-            color=_ink(colour),
+            color=ink(colour),
             va="center_baseline",
             bbox={"boxstyle": "square,pad=0.12", "facecolor": colour, "edgecolor": "none"},
         )
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _text_width(text: str, size: float = 7.5) -> float:
+def text_width(text: str, size: float = 7.5) -> float:
     """Width of a line of print in inches."""
     return TextPath((0, 0), text, size=size).get_extents().x1 / 72
 
@@ -489,7 +489,7 @@ def _summary(row: Mapping) -> str:
     return f"{row['label']}: {status}max |r| = {np.abs(r).max():.1f}, p = {1000 * perceptibility(r):.1f} · 10⁻³"
 
 
-def _line(k: int) -> dict:
+def line_style(k: int) -> dict:
     return {
         "color": COLOURS[k % len(COLOURS)],
         "linestyle": LINES[k % len(LINES)],
@@ -497,12 +497,12 @@ def _line(k: int) -> dict:
     }
 
 
-def _ink(shade: Sequence[float]) -> str:
+def ink(shade: Sequence[float]) -> str:
     """Black or white, whichever is legible on a colour."""
     return "black" if np.dot(shade[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
 
 
-def _broken(label: str) -> str:
+def broken(label: str) -> str:
     """A long name in two lines, broken behind the hyphen nearest to its middle."""
     hyphens = [k for k, sign in enumerate(label) if sign == "-"]
     if len(label) <= 12 or not hyphens:

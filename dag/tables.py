@@ -90,19 +90,109 @@ def transfer(
     ValueError
         If a cell is missing or twice there, a number is not a percentage, or a source has no label.
     """
-    rows = {name: row_label(name, labels, symbols) for name in perturbations}
     names = [victim["victim"] for victim in scores]
-    if len(set(names)) < len(names) or len(rows) < len(perturbations):
+    if len(set(names)) < len(names) or len(set(perturbations)) < len(perturbations):
         raise ValueError(
             f"rows {', '.join(perturbations)} and columns {', '.join(names)}: a row or a column occurs twice; "
             "name each once"
         )
-    victims = [(victim, _cells(victim, pixels)) for victim in scores]
+    return pairs(scores, [(row, name) for row in perturbations for name in names], labels, symbols, pixels, paper)
+
+
+def pairs(
+    scores: Sequence[Mapping],
+    wanted: Sequence[tuple[str, str]],
+    labels: Mapping[str, str],
+    symbols: Mapping[str, str],
+    pixels: str,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> pd.DataFrame:
+    """The cells of some (perturbation, victim) pairs, in their order, as of `transfer`.
+
+    Raises
+    ------
+    ValueError
+        If a cell is missing or twice there, a number is not a percentage, or a source has no label.
+    """
+    victims = {victim["victim"]: (victim, _cells(victim, pixels)) for victim in scores}
     return pd.DataFrame(
-        _record(victim, cells, name, label, pixels) | _beside(paper, name, victim["victim"])
-        for name, label in rows.items()
-        for victim, cells in victims
+        _record(*victims[victim], name, row_label(name, labels, symbols), pixels) | _beside(paper, name, victim)
+        for name, victim in wanted
     )
+
+
+def differences(
+    scores: Sequence[Mapping],
+    wanted: Sequence[tuple[str, str]],
+    labels: Mapping[str, str],
+    symbols: Mapping[str, str],
+    pixels: str,
+) -> pd.DataFrame:
+    """By how much perturbations lower scores: against the clean images, and against their own controls.
+
+    Parameters
+    ----------
+    scores, labels, symbols, pixels
+        As of `transfer`.
+    wanted : sequence of (perturbation, victim)
+
+    Returns
+    -------
+    DataFrame
+        One row per difference, in the order of `wanted`: perturbation, row_label, group, victim, column_label, task,
+        images, metric, pixels, white_box as of `transfer`; against ("clean", or a control whose mean over the draws was
+        scored); difference in points, positive if the perturbation lowers the score; low, high, its 95 %
+        interval (paired bootstrap over the images); resolved, whether that leaves out 0.
+    """
+    known = ["perturbation", "row_label", "group", "victim", "column_label", "task", "images", "metric", "pixels"]
+    cells = {victim["victim"]: _cells(victim, pixels) for victim in scores}
+    records = []
+    for row in pairs(scores, wanted, labels, symbols, pixels).to_dict("records"):
+        clean = {"difference": row["drop"], "low": row["drop_low"], "high": row["drop_high"]}
+        beyond = cells[row["victim"]][row["perturbation"]]["beyond"]
+        if row["group"] != "none":
+            records += [
+                {key: row[key] for key in (*known, "white_box")} | {"against": against} | numbers
+                for against, numbers in ({"clean": clean} | beyond).items()
+            ]
+    frame = pd.DataFrame(records).astype({"difference": float, "low": float, "high": float})
+    return frame.assign(resolved=frame.apply(lambda row: mark(row.low, row.high) != "", axis=1))
+
+
+def per_class(
+    scores: Sequence[Mapping],
+    wanted: Sequence[tuple[str, str]],
+    labels: Mapping[str, str],
+    symbols: Mapping[str, str],
+    pixels: str,
+) -> pd.DataFrame:
+    """What perturbations take from single classes.
+
+    Parameters
+    ----------
+    scores, labels, symbols, pixels
+        As of `transfer`.
+    wanted : sequence of (perturbation, victim)
+
+    Returns
+    -------
+    DataFrame
+        One row per cell and class that the images have: perturbation, row_label, victim, column_label, task, metric,
+        pixels, class, clean and score (IoU or 11-point AP in percent), drop.
+    """
+    known = ["perturbation", "row_label", "victim", "column_label", "task", "metric", "pixels"]
+    cells = {victim["victim"]: _cells(victim, pixels) for victim in scores}
+    records = []
+    for row in pairs(scores, wanted, labels, symbols, pixels).to_dict("records"):
+        mine = cells[row["victim"]]
+        clean, score = mine["none"]["per_class"], mine[row["perturbation"]]["per_class"]
+        records += [
+            {key: row[key] for key in known}
+            | {"class": name, "clean": clean[name], "score": score[name], "drop": clean[name] - score[name]}
+            for name in clean
+            if clean[name] is not None and score[name] is not None
+        ]
+    return pd.DataFrame(records)
 
 
 def white_box(

@@ -358,10 +358,10 @@ def substitutes(entry):
     return {printed(name): networks[name]["substitute"] for name in mentioned(entry) if "substitute" in networks[name]}
 
 
-def of_kind(key, value):
-    """Pattern that matches the names of all tables or figures whose `key` is `value`."""
+def of_kind(key, *values):
+    """Pattern that matches the names of all tables or figures whose `key` is one of the values."""
     entries = config["tables"] | config["figures"]
-    return "|".join(name for name, entry in entries.items() if entry.get(key) == value) or "(?!)"
+    return "|".join(name for name, entry in entries.items() if entry.get(key) in values) or "(?!)"
 
 
 def files_of(name):

@@ -146,6 +146,38 @@ rule plot_density:
         "../scripts/plot_density.py"
 
 
+rule plot_transfer:
+    """Figures beyond the paper that follow from scores: matrix, strength, files, classes, intervals."""
+    input:
+        scores="results/{experiment}/scores/{product}.json",
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/transfer.rst",
+            category="Beyond the paper",
+            labels={"figure": "{product}"},
+        ),
+    log:
+        "logs/plot_transfer/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "matrix", "strength", "files", "classes", "intervals"),
+    conda:
+        "../environment.yml"
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        pairs=lambda wildcards: plan.shown_pairs(product(wildcards.product)),
+        bases=lambda wildcards: plan.bases(product(wildcards.product)),
+        pixels=lambda wildcards: pixels(product(wildcards.product)),
+        networks=networks_by_name(),
+        families=families(),
+        symbols=config["symbols"],
+        code=code("dag.tables", "dag.figures", "dag.transfer_figures"),
+    script:
+        "../scripts/plot_transfer.py"
+
+
 rule plot_convergence:
     """Figure 4: active targets against iterations."""
     input:
