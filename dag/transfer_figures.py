@@ -253,7 +253,7 @@ def classes(frame: pd.DataFrame) -> Figure:
     """
     pairs = frame.drop_duplicates(["perturbation", "victim"])
     names = list(frame["class"].unique())
-    across = min(len(pairs), 4 if len(names) <= 8 else 3)
+    across = min(len(pairs), 3)
     down = -(-len(pairs) // across)
     figure = Figure(figsize=(PAGE, down * (0.7 + 0.14 * len(names))), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
