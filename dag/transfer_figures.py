@@ -89,7 +89,7 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
     column_texts = [f"{broken(heads.column_label[name])}\n{heads.metric[name]}" for name in matrix.columns]
     left = max(text_width(row_names[name]) for name in matrix.index) + 0.3
     wide, high, tree, right = 0.52, 0.27, 0.45, 0.75
-    above = tree + 0.12 + max(text_width(line, 7) for text in column_texts for line in text.split("\n"))
+    above = tree + 0.22 + max(text_width(line, 7) for text in column_texts for line in text.split("\n"))
     below = 0.2 + 0.16 * -(-len(shades) // 4)
     # the legend of the colours needs its room too
     width = max(left + tree + wide * len(matrix.columns) + right, 4.5)
@@ -131,7 +131,7 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
         axes.add_patch(Rectangle((-0.16, k + 0.25), 0.1, 0.5, color=shades[family], clip_on=False, linewidth=0))
     for k, family in enumerate(column_families):
         axes.add_patch(Rectangle((k + 0.3, -0.3), 0.4, 0.18, color=shades[family], clip_on=False, linewidth=0))
-    axes.set_ylabel("perturbation of", labelpad=3)
+    axes.annotate("perturbation of ↓", (0, 1), (-22, 7), "axes fraction", "offset points", ha="right")
     for node, where, side in ((row_tree, (x - tree - left + 0.02, y), "left"), (column_tree, (x, 0.02), "top")):
         if node is not None:
             w, h = (tree, high * len(matrix.index)) if side == "left" else (wide * len(matrix.columns), tree)
@@ -205,7 +205,7 @@ def strength(cells: pd.DataFrame) -> Figure:
     handles = [Line2D([], [], **style) for style in styles.values()]
     handles.append(Line2D([], [], color="0.3", linestyle="", marker="o", markersize=7, markerfacecolor="none"))
     labels = [*names.base_label, "as the attack left it"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -179,6 +179,27 @@ MISTAKES = {
         figure(kind="density", perturbations=["mini-fr-zf-07+mini-fr-vgg-07"], victims=["mini-fr-zf-07"]),
         "figures.mine: perturbation 'mini-fr-zf-07+mini-fr-vgg-07'",
     ),
+    "a matrix with a control": (
+        figure(kind="matrix", perturbations=["mini-fcn-vgg.permuted"], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.permuted': only sources are shown here",
+    ),
+    "strengths of what is scaled": (
+        figure(kind="strength", perturbations=["mini-fcn-vgg.p-2"], strengths=[1], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.p-2': the figure scales a source",
+    ),
+    "strengths of a name that is none": (
+        figure(kind="strength", perturbations=["FCN"], strengths=[1], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'FCN': 'FCN' is not the name of a perturbation",
+    ),
+    "controls of a control": (
+        figure(kind="intervals", perturbations=["mini-fcn-vgg.signs"], controls=["signs"], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.signs': the figure adds the controls itself",
+    ),
+    "an unknown control": (
+        figure(kind="intervals", perturbations=["mini-fcn-vgg"], controls=["noise"], victims=["mini-fcn-vgg"]),
+        "figures.mine.controls.0: 'noise' is not one of",
+    ),
+    "classes without panels": (figure(kind="classes"), "figures.mine: 'panels' is a required property"),
     "an example of a mean": (
         panel("mini-fr-zf-07.permuted", "mini-fr-zf-07"),
         "figures.mine: perturbation 'mini-fr-zf-07.permuted'",
@@ -436,6 +457,22 @@ def test_pairs():
         ("none", "a"), ("a+b", "a"), ("none", "c"), ("a+b", "c"), ("none", "a"), ("b", "a")
     ]  # fmt: skip
     assert list(plan.pairs(CONVERGENCE)) == []
+
+
+STRENGTH = {"perturbations": ["a", "a+b.signs"], "strengths": [2, 8], "victims": ["c"], "image_set": "s"}
+INTERVALS = {"perturbations": ["a"], "controls": ["permuted", "gaussian"], "victims": ["b", "c"], "image_set": "s"}
+
+
+def test_what_figures_make_of_their_perturbations():
+    assert plan.rows(STRENGTH) == ["a", "a+b.signs", "a.p-2", "a.p-8", "a+b.p-2.signs", "a+b.p-8.signs"]
+    assert plan.bases(STRENGTH)["a+b.p-8.signs"] == "a+b.signs" and plan.bases(STRENGTH)["a"] == "a"
+    assert plan.shown_pairs(STRENGTH) == [(row, "c") for row in plan.rows(STRENGTH)]
+    assert plan.cells(STRENGTH, "s", 1)["c"][-1] == "a+b.p-8.signs-1"
+    # controls are scored, the figure shows differences from them
+    assert plan.rows(INTERVALS) == ["a", "a.permuted", "a.gaussian"]
+    assert plan.shown_pairs(INTERVALS) == [("a", "b"), ("a", "c")]
+    assert plan.shown_pairs(EXAMPLES) == [("a+b", "a"), ("a+b", "c"), ("b", "a")]
+    assert plan.source_sets(INTERVALS) == [("a", "s")]
 
 
 def test_cells():

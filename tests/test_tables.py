@@ -22,6 +22,7 @@ def cell(perturbation, score, score_se=2.0, drop=0.0, drop_se=0.0, p=0.0, pixels
         "drop_se": drop_se,
         "drop_low": drop - 2 * drop_se,
         "drop_high": drop + 2 * drop_se,
+        "beyond": {},
         "perceptibility": p,
         "linf": 1000 * p,
     }
@@ -147,6 +148,46 @@ def test_white_box_table(scores):
     assert list(both.column_label.unique()) == ["FR-ZF", "FR-ZF (a-1)"]
     with pytest.raises(ValueError, match="vgg"):
         tables.white_box(scores[:1], ["vgg"], "float")
+
+
+def test_pairs_are_the_cells_that_were_asked_for(scores):
+    wanted = [("zf", "black"), ("zf", "zf")]
+    frame = tables.pairs(scores, wanted, LABELS, SYMBOLS, "float")
+    assert list(zip(frame.perturbation, frame.victim, strict=True)) == wanted
+    assert frame.score.tolist() == [73.8, 12.5] and frame.white_box.tolist() == [False, True]
+
+
+def test_scaled_perturbations_and_controls_have_names_in_print():
+    assert tables.row_label("zf.p-4", LABELS, SYMBOLS) == "FR-ZF (r1, p = 4 · 10⁻³)"
+    assert tables.row_label("zf+alex.p-16.gaussian", LABELS, SYMBOLS) == "r1 + r5 (p = 16 · 10⁻³, Gaussian noise)"
+    assert tables.row_label("zf.signs-2", LABELS, SYMBOLS) == "FR-ZF (r1, random signs 2)"
+
+
+def test_every_control_is_explained_where_it_occurs(scores):
+    scores[0]["cells"] += [cell("zf.gaussian", 84.0), cell("zf.p-4", 50.0)]
+    frame = tables.transfer(scores[:1], ["zf", "zf.p-4", "zf.permuted", "zf.gaussian"], LABELS, SYMBOLS, "float")
+    assert frame.group.tolist() == ["single", "single", "permuted", "gaussian"]
+    assert frame.white_box.tolist() == [True, True, False, False]
+    text = tables.to_markdown(frame)
+    assert "Gaussian noise: Gaussian noise of the perturbation's perceptibility, mean over the draws." in text
+    assert "random signs" not in text
+
+
+def test_differences_are_against_clean_images_and_controls(scores):
+    scores[0]["cells"][1]["beyond"] = {"permuted": {"difference": 70.0, "low": 66.0, "high": 73.0}}
+    scores[1]["cells"][1] |= {"drop": 1.0, "drop_low": -2.0, "drop_high": 4.0}
+    frame = tables.differences(scores, [("none", "zf"), ("zf", "zf"), ("zf", "black")], LABELS, SYMBOLS, "float")
+    assert frame.against.tolist() == ["clean", "permuted", "clean"]
+    assert frame.difference.tolist() == [72.6, 70, 1] and frame.low.tolist() == [67.6, 66, -2]
+    assert frame.resolved.tolist() == [True, True, False] and frame.white_box.tolist() == [True, True, False]
+
+
+def test_classes_that_the_images_lack_are_left_out(scores):
+    scores[0]["cells"][0]["per_class"] = {"cat": 90.0, "dog": 80.0, "cow": None}
+    scores[0]["cells"][1]["per_class"] = {"cat": 30.0, "dog": 80.0, "cow": 0.0}
+    frame = tables.per_class(scores, [("zf", "zf")], LABELS, SYMBOLS, "float")
+    assert frame["class"].tolist() == ["cat", "dog"]
+    assert frame["drop"].tolist() == [60, 0] and frame.clean.tolist() == [90, 80]
 
 
 @pytest.mark.parametrize(
