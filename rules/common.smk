@@ -15,12 +15,13 @@ from snakemake.logging import logger
 
 from dag import budget
 from dag import config as plan
+from dag import describe
 from dag.perturbation import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 
 config = plan.without_nulls(config)
 try:
     plan.check(config, HERE / "config/schemas/config.schema.yaml")
-    config = plan.with_local_voc(config)
+    config = describe.with_kind(plan.with_local_voc(config))
 except ValueError as error:
     raise WorkflowError(str(error))
 
@@ -306,12 +307,6 @@ def transfer_tables():
 
 def transfer_scores(wildcards):
     return [f"{RESULTS}/scores/{name}.json" for name in transfer_tables()]
-
-
-def described():
-    """What the experiment is, and which images it does without."""
-    missing = ", ".join(config["given_up"])
-    return config["description"] + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
 
 
 def printed(name):

@@ -238,16 +238,12 @@ rule plot_examples:
 rule write_index:
     """One page with all tables and figures that opens in any browser."""
     input:
-        tables=lambda wildcards: [
-            f"{RESULTS}/tables/{name}.md" for name in config["targets"] if name in config["tables"]
-        ],
-        heat_maps=lambda wildcards: [
-            f"{RESULTS}/tables/{name}.svg" for name in config["targets"] if name in config["tables"]
-        ],
-        figures=lambda wildcards: [
-            f"{RESULTS}/figures/{name}.svg" for name in config["targets"] if name in config["figures"]
-        ],
-        about=multiext(f"{RESULTS}/tables/", "claims.md", "perceptibility.md", "statuses.md"),
+        products=[file for name in config["targets"] for file in files_of(name)],
+        claims=multiext(f"{RESULTS}/tables/claims", ".csv", ".md"),
+        perceptibility=multiext(f"{RESULTS}/tables/perceptibility", ".csv", ".md"),
+        statuses=multiext(f"{RESULTS}/tables/statuses", ".csv", ".md"),
+        template=f"{HERE}/report/index.html.j2",
+        style=f"{HERE}/report/index.css",
     output:
         "results/{experiment}/index.html",
     log:
@@ -255,9 +251,9 @@ rule write_index:
     conda:
         "../environment.yml"
     params:
-        title=lambda wildcards: config["title"],
-        description=lambda wildcards: described(),
+        experiment=describe.experiment(config),
         products={name: product(name) for name in config["targets"]},
+        files={name: files_of(name) for name in config["targets"]},
         code=code("dag.page"),
     script:
         "../scripts/write_index.py"

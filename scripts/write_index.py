@@ -1,5 +1,6 @@
 """One page with all tables and figures; see rule write_index."""
 
+import os
 from pathlib import Path
 
 from dag.job import start
@@ -9,5 +10,7 @@ start(snakemake.log[0])
 from dag.page import page
 from dag.store import write_text
 
-params, folder = snakemake.params, Path(snakemake.output[0]).parent
-write_text(snakemake.output[0], page(params.title, params.description, params.products, folder))
+params, input, folder = snakemake.params, snakemake.input, Path(snakemake.output[0]).parent
+files = {name: [os.path.relpath(path, folder) for path in paths] for name, paths in params.files.items()}
+html = page(params.experiment, params.products, files, folder, Path(input.template), Path(input.style))
+write_text(snakemake.output[0], html)
