@@ -71,7 +71,7 @@ _SETTINGS = {
     "nms": "proposals suppressed above IoU {}",
     "limit": "at most {} proposals",
     "overlap": "targets overlap an object by IoU > {}",
-    "confidence": "and give its class more than {}",
+    "confidence": "and give its class a score > {}",
     "precision": "gradients in {}",
 }
 
@@ -104,6 +104,11 @@ def image_sets(config: dict) -> list[str]:
     return list(dict.fromkeys([*evaluated, *(name for _, name in plan.all_source_sets(config))]))
 
 
+def badge(config: dict) -> str:
+    """The kind of an experiment in a word or two: "Miniature"."""
+    return KINDS[config["kind"]][0]
+
+
 def experiment(config: dict) -> dict:
     """The facts of an experiment, as text and numbers.
 
@@ -119,7 +124,6 @@ def experiment(config: dict) -> dict:
         images and networks (one dict each, by name), weights (where they come from -> labels of networks),
         attacks (one dict per task and per variant in use), pixels (list of str), not_verified (list of str).
     """
-    badge, meaning = KINDS[config["kind"]]
     networks = {name: _network(config, name) for name in plan.networks(config)}
     weights: dict[str, list[str]] = {}
     for entry in networks.values():
@@ -130,8 +134,8 @@ def experiment(config: dict) -> dict:
         "title": config["title"],
         "description": [text for text in config["description"].split("\n\n") if text],
         "kind": config["kind"],
-        "badge": badge,
-        "meaning": meaning,
+        "badge": badge(config),
+        "meaning": KINDS[config["kind"]][1],
         "seed": config["seed"],
         "permutations": config["permutations"],
         "bootstrap": config["bootstrap"],

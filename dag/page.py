@@ -54,6 +54,7 @@ def page(
     experiment: Mapping,
     products: Mapping[str, Mapping],
     files: Mapping[str, Sequence[str]],
+    captions: Mapping[str, str],
     folder: Path,
     template: Path,
     style: Path,
@@ -69,6 +70,8 @@ def page(
     files : mapping
         Files of every product, relative to `folder`.  A figure's picture is the lighter one of its SVG and
         PNG; a product with an HTML file is a page of its own, linked with its picture.
+    captions : mapping
+        What every figure of the same kind shows, by name of the product; "" where there is nothing to say.
     folder : Path
         Results of the experiment, where the page will lie.
     template, style : Path
@@ -87,6 +90,7 @@ def page(
             "name": name,
             "title": entry["title"],
             "description": _paragraphs(entry.get("description", "")),
+            "caption": captions.get(name, ""),
             "links": [(path, Path(path).suffix.removeprefix(".").upper()) for path in files[name]],
             "picture": _picture(files[name], folder),
             "table": _table(frames[name], limit) if name in frames else None,
@@ -141,11 +145,11 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
     found = []
     own = cells[cells.perturbation.isin(networks) & cells.white_box]
     for task, rows in own.groupby("task", sort=False):
-        text = f"of the clean score are left under a network's own perturbation (white box), {task}"
+        text = f"of the clean score is left under a network's own perturbation (white box), {task}"
         found.append(_finding(f"{rows.left.median():.0f} %", text, f"median of {_count(rows)}, {_range(rows.left)} %"))
     both = own.merge(rounded, on=["perturbation", "victim", "image_set"], suffixes=("", "_rounded"))
     if len(both):
-        text = "are left when the same perturbed images are rounded to 8 bits"
+        text = "of the clean score is left when the same perturbed images are rounded to 8 bits"
         value = f"{both.left_rounded.median():.0f} %"
         found.append(_finding(value, text, f"median of {_count(both)}; {both.left.median():.0f} % on float pixels"))
     permuted = cells[cells.group == "permuted"]
@@ -222,13 +226,17 @@ def _section(name: str, product: Mapping) -> str:
 
 
 def _picture(files: Sequence[str], folder: Path) -> dict | None:
-    """The lighter one of the pictures of a product, with the size in pixels that keeps its place free."""
+    """The lighter one of the pictures of a product, with its size on the page: half as large again as in print."""
     pictures = [path for path in files if Path(path).suffix in (".svg", ".png", ".jpg")]
     if not pictures:
         return None
     path = min(pictures, key=lambda path: ((folder / path).stat().st_size, path))
     raster = next((path for path in pictures if not path.endswith(".svg")), None)
-    width, height = Image.open(folder / raster).size if raster else (None, None)
+    if raster is None:
+        return {"path": path, "width": None, "height": None}
+    with Image.open(folder / raster) as image:
+        per_dot = 1.5 * 96 / image.info.get("dpi", (144, 144))[0]
+        width, height = (round(dots * per_dot) for dots in image.size)
     return {"path": path, "width": width, "height": height}
 
 
@@ -248,7 +256,7 @@ def _clean_companion(frame: pd.DataFrame) -> pd.Series:
 
 
 def _colour(drop: float, limit: float) -> dict:
-    """Background of a cell, and the ink, black or white, that is easier to read on it."""
+    """Background of a cell, white where there is no drop to show, and whether its ink is white instead of black."""
     if math.isnan(drop):
         return {"background": "#ffffff", "dark": False}
     rgb = DROP(min(drop / limit, 1.0)) if drop >= 0 else _RISE(min(-drop / limit, 1.0) * 0.85)
@@ -355,8 +363,8 @@ def _cell(cell: pd.Series, limit: float) -> dict:
         "companion_error": _error(cell.companion_se),
         "mark": cell["mark"],
         "white_box": bool(cell.white_box),
-        "colour": _colour(cell["drop"], limit),
-        "companion_colour": _colour(cell.companion_drop, limit),
+        "colour": _colour(math.nan if clean else cell["drop"], limit),
+        "companion_colour": _colour(math.nan if clean else cell.companion_drop, limit),
         "facts": "\n".join(fact for fact in facts if fact),
     }
 
@@ -397,6 +405,7 @@ def _claims(path: Path) -> dict:
     rows = [
         {
             **row,
+            "measure": row["measure"].replace("`", ""),
             "place": f"section {row['paper']}" if row["paper"][:1].isdigit() else row["paper"],
             "style": _VERDICTS[row["verdict"]][0],
             "sign": _VERDICTS[row["verdict"]][1],

@@ -309,6 +309,18 @@ def transfer_scores(wildcards):
     return [f"{RESULTS}/scores/{name}.json" for name in transfer_tables()]
 
 
+def titled(name):
+    """Title of a table wherever it goes, with the kind of the experiment: a miniature's is not the paper's."""
+    return f"{product(name)['title']} ({describe.badge(config)})"
+
+
+def caption(name):
+    """What every figure of its kind shows, from the texts for Snakemake's report; nothing if there is none."""
+    kind = product(name).get("kind")
+    texts = [HERE / f"report/{stem}.rst" for stem in (name, kind) if kind]
+    return next((" ".join(text.read_text().split()) for text in texts if text.is_file()), "")
+
+
 def printed(name):
     """What a network is called in print, with a dagger if it stands in for another."""
     entry = config["networks"][name]

@@ -30,7 +30,7 @@ rule tabulate:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        title=lambda wildcards: product(wildcards.product)["title"],
+        title=lambda wildcards: titled(wildcards.product),
         description=lambda wildcards: product(wildcards.product)["description"],
         labels=lambda wildcards: labels(product(wildcards.product)),
         notes=lambda wildcards: substitutes(product(wildcards.product)),
@@ -254,6 +254,7 @@ rule write_index:
         experiment=describe.experiment(config),
         products={name: product(name) for name in config["targets"]},
         files={name: files_of(name) for name in config["targets"]},
+        captions={name: caption(name) for name in config["targets"]},
         code=code("dag.page"),
     script:
         "../scripts/write_index.py"

@@ -10,7 +10,8 @@ start(snakemake.log[0])
 from dag.page import page
 from dag.store import write_text
 
-params, input, folder = snakemake.params, snakemake.input, Path(snakemake.output[0]).parent
+params, folder = snakemake.params, Path(snakemake.output[0]).parent
+template, style = Path(snakemake.input.template), Path(snakemake.input.style)
 files = {name: [os.path.relpath(path, folder) for path in paths] for name, paths in params.files.items()}
-html = page(params.experiment, params.products, files, folder, Path(input.template), Path(input.style))
+html = page(params.experiment, params.products, files, params.captions, folder, template, style)
 write_text(snakemake.output[0], html)
