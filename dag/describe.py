@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dag import config as plan
+from dag.perturbation import CONTROLS, parse
 
 # Badge and what it means for the numbers.
 KINDS = {
@@ -60,8 +61,6 @@ RULES = {
 }
 
 RULES_NAMES = {"algorithm-1": "Algorithm 1", "authors": "authors' rules"}
-
-_PIXELS = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
 
 _CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
@@ -122,13 +121,15 @@ def experiment(config: dict) -> dict:
     dict
         name, title, description (list of paragraphs), kind, badge, meaning, seed, permutations, bootstrap,
         images and networks (one dict each, by name), weights (where they come from -> labels of networks),
-        attacks (one dict per task and per variant in use), pixels (list of str), not_verified (list of str).
+        attacks (one dict per task and per variant in use), pixels (names), controls and not_verified (sentences).
     """
     networks = {name: _network(config, name) for name in plan.networks(config)}
     weights: dict[str, list[str]] = {}
     for entry in networks.values():
         weights.setdefault(entry["weights"], []).append(entry["label"])
-    pixels = [name for entry in plan.products(config).values() for name in entry.get("pixels", config["pixels"])]
+    products = plan.products(config).values()
+    pixels = [name for entry in products for name in entry.get("pixels", config["pixels"])]
+    controls = {parse(row).control for entry in products for row in plan.rows(entry)}
     return {
         "name": config["experiment"],
         "title": config["title"],
@@ -143,15 +144,10 @@ def experiment(config: dict) -> dict:
         "networks": networks,
         "weights": weights,
         "attacks": _attacks(config),
-        "pixels": [pixel_words(name) for name in dict.fromkeys(pixels)],
+        "pixels": list(dict.fromkeys(pixels)),
+        "controls": [text for name, text in CONTROLS.items() if name in controls],
         "not_verified": [*config["not_verified"], *_unverified(config, networks)],
     }
-
-
-def pixel_words(pixels: str) -> str:
-    """How a perturbed image reaches a network: "pixels rounded to 8 bits"."""
-    kind, _, quality = pixels.partition("-")
-    return f"JPEG files of quality {quality}" if kind == "jpeg" else _PIXELS.get(pixels, pixels)
 
 
 def _image_set(config: dict, name: str) -> dict:

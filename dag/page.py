@@ -18,9 +18,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from dag import claims
-from dag.describe import pixel_words
 from dag.figures import DROP
-from dag.tables import STATUSES
+from dag.tables import STATUSES, pixel_words
 
 # A name in the configuration says whether a table or figure is one of the paper's.
 _OF_THE_PAPER = re.compile(r"(table[1-4]|figure[1-6])(_|$)")
@@ -109,6 +108,7 @@ def page(
         limit=limit,
         scale=[_colour(limit * step / 10, limit)["background"] for step in range(11)],
         most_pixels=max((frame.pixels.nunique() for frame in frames.values()), default=1),
+        pixels=[pixel_words(name) for name in experiment["pixels"]],
         networks=_networks(experiment["networks"]),
         findings=findings(frames.values(), experiment["networks"]),
         claims=_claims(folder / "tables" / "claims.csv"),

@@ -140,7 +140,7 @@ def test_no_registry_is_named():
 LADDER = [
     {"voc", "lock", "perturbation", "metrics", "download"},  # files and arrays
     {"mini", "config", "store"},
-    {"cells", "budget"},  # which predictions there are, and what a configuration costs
+    {"cells", "budget", "describe"},  # which predictions there are, and what a configuration costs
     {"networks.operators"},  # compiled operators on tensors
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
