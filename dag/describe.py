@@ -25,7 +25,7 @@ KINDS = {
     ),
     "paper": (
         "Paper",
-        "The paper's networks on the paper's images. Where the paper's value of a cell is known, it stands beside ours.",
+        "The paper's networks on the paper's images. Where the paper's value is known, it stands beside ours.",
     ),
     "substitutes": (
         "Substitutes",
@@ -40,13 +40,13 @@ KINDS = {
 
 RULES = {
     ("algorithm-1", "segmentation"): (
-        "Algorithm 1 as the paper prints it: every foreground pixel that is still labelled correctly is pushed from its "
-        "true class towards a wrong one (classes are shuffled once per image); it ends when no pixel is left."
+        "Algorithm 1 as the paper prints it: every foreground pixel that is still labelled correctly is pushed from "
+        "its true class towards a wrong one (classes are shuffled once per image); it ends when no pixel is left."
     ),
     ("algorithm-1", "detection"): (
         "Algorithm 1 as the paper prints it: every proposal whose most probable class is still the true one is pushed "
-        "from it towards a wrong one (classes are shuffled once per image); it ends when no proposal is left, though the "
-        "true class may well be second."
+        "from it towards a wrong one (classes are shuffled once per image); it ends when no proposal is left, though "
+        "the true class may well be second."
     ),
     ("authors", "segmentation"): (
         "The rules of the authors' code: every pixel that has not reached its wrong class, one that is absent from the "
@@ -54,9 +54,9 @@ RULES = {
         "foreground pixels are left."
     ),
     ("authors", "detection"): (
-        "The rules of the authors' code: every proposal is pushed towards a class that is absent from the image, and one "
-        "that got there counts as moved only if that class scores at least 0.8 after suppression of overlaps (IoU 0.35); "
-        "so the attack goes on after the label has flipped, and average precision falls further."
+        "The rules of the authors' code: every proposal is pushed towards a class that is absent from the image, and "
+        "one that got there counts as moved only if that class scores at least 0.8 after suppression of overlaps (IoU "
+        "0.35); so the attack goes on after the label has flipped, and average precision falls further."
     ),
 }
 
@@ -198,7 +198,9 @@ def _weights(config: dict, entry: Mapping) -> str:
 
 def _has_checksum(downloads: Mapping, file: str) -> bool:
     entry = downloads[file]
-    return any(entry.get(key) for key in _CHECKSUMS) or ("archive" in entry and _has_checksum(downloads, entry["archive"]))
+    return any(entry.get(key) for key in _CHECKSUMS) or (
+        "archive" in entry and _has_checksum(downloads, entry["archive"])
+    )
 
 
 def _attacks(config: dict) -> list[dict]:
@@ -209,7 +211,9 @@ def _attacks(config: dict) -> list[dict]:
         task = config["networks"][network]["task"]
         found.setdefault((variant, task), plan.attack(config, source))
     attacks = []
-    for (variant, task), settings in sorted(found.items(), key=lambda item: (item[0][0] != "", item[0][1] != "segmentation")):
+    for (variant, task), settings in sorted(
+        found.items(), key=lambda item: (item[0][0] != "", item[0][1] != "segmentation")
+    ):
         changes = config["variants"].get(variant, {}) if variant else settings
         attacks.append(
             {

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from dag import claims, tables
-from dag.page import page
 
 TASKS = {
     "zf": "detection",
@@ -219,27 +218,3 @@ def test_markdown_counts_the_verdicts_and_names_every_claim():
     assert text.count("\n- **") == len(rows) and max(map(len, text.splitlines())) <= 110
     joined = " ".join(text.split())
     assert all(part in joined for column in ("claim", "value", "measure") for part in rows[column])
-
-
-def test_the_page_begins_with_the_claims(tmp_path):
-    (tmp_path / "tables").mkdir()
-    for name in ("perceptibility", "statuses"):
-        (tmp_path / "tables" / f"{name}.md").write_text(f"text of {name}: a < b")
-    rows = [
-        "claim,paper,measure,value,verdict",
-        "It < works,3.4,by eye,1 of 2,holds",
-        "More,our question,,,not resolved",
-    ]
-    (tmp_path / "tables" / "claims.csv").write_text("\n".join(rows))
-    html = page("Title", "What it is.", {"f": {"title": "Figure 3", "kind": "density"}}, tmp_path)
-    texts = (
-        "What it is.",
-        "It &lt; works (section 3.4)",
-        "More (our question)",
-        "Figure 3",
-        "text of statuses: a &lt; b",
-    )
-    places = [html.index(text) for text in texts]
-    assert places == sorted(places)
-    assert 'href="tables/claims.csv"' in html
-    assert html.index('href="provenance.json"') > places[-1]
