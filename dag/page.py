@@ -423,7 +423,7 @@ def _networks(networks: Mapping[str, Mapping]) -> dict:
     """All networks, as header and rows of text."""
     columns = {"label": "network", "task": "task", "family": "architecture", "part": "part", "weights": "weights"}
     rows = [[entry[column] for column in columns] for entry in networks.values()]
-    return {"header": list(columns.values()), "rows": rows}
+    return {"header": list(columns.values()), "numeric": [False] * len(columns), "rows": rows}
 
 
 def _statuses(path: Path) -> dict:
@@ -433,10 +433,10 @@ def _statuses(path: Path) -> dict:
         "task": ("task", "{}"),
         "images": ("images", "{}"),
         **{status.replace(" ", "_"): (status, "{}") for status in STATUSES},
-        "no_step": ("of the converged: no step", "{}"),
+        "no_step": ("no step", "{}"),
         "iterations_paper": ("iterations, paper", "{:.1f}"),
-        "iterations_mean": ("iterations, mean", "{:.1f}"),
-        "iterations_max": ("iterations, most", "{:.0f}"),
+        "iterations_mean": ("iterations", "{:.1f}"),
+        "iterations_max": ("most", "{:.0f}"),
         "targets_mean": ("targets", "{:.0f}"),
         "perceptibility_mean": ("p / 10⁻³", "thousandths"),
         "linf_max": ("largest |r|", "{:.1f}"),
@@ -460,7 +460,8 @@ def _perceptibility(path: Path) -> dict:
 def _plain(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> dict:
     known = [column for column in columns if column in frame]
     rows = [[_text(row[column], columns[column][1]) for column in known] for row in frame.to_dict("records")]
-    return {"header": [columns[column][0] for column in known], "rows": rows}
+    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in known]
+    return {"header": [columns[column][0] for column in known], "numeric": numeric, "rows": rows}
 
 
 def _text(value: object, form: str) -> str:
