@@ -25,7 +25,8 @@ KINDS = {
     ),
     "paper": (
         "Paper",
-        "The paper's networks on the paper's images. Where the paper's value is known, it stands beside ours.",
+        "The paper's networks, a dagger where another one stands in, on the paper's images. Where the paper's value is "
+        "known, it stands beside ours.",
     ),
     "substitutes": (
         "Substitutes",

@@ -284,6 +284,7 @@ def _table(frame: pd.DataFrame, limit: float) -> dict:
         "metric": metrics[0],
         "companion": metrics[1],
         "paper": "paper" in frame,
+        "intervals": "drop_low" in frame,
         "white_box": bool(frame.white_box.any()),
         "permuted": "permuted" in set(frame.group),
     }
