@@ -68,9 +68,10 @@ def page(
         Tables (entries with "layout") and figures (entries with "kind") by name, in order.
     files : mapping
         Files of every product, relative to `folder`.  A figure's picture is the lighter one of its SVG and
-        PNG; a product with an HTML file is a page of its own, linked with its picture.
+        PNG; a product with an HTML file is a page of its own, linked with the first of the images that lie in
+        pictures/{shard}/ beside it.
     captions : mapping
-        What every figure of the same kind shows, by name of the product; "" where there is nothing to say.
+        Captions for Snakemake's own report by name of the product, as their files hold them.
     folder : Path
         Results of the experiment, where the page will lie.
     template, style : Path
@@ -85,15 +86,17 @@ def page(
     limit = _limit(frames.values())
     shown: dict[str, list[dict]] = {section: [] for section in _SECTIONS}
     for name, entry in products.items():
+        own_page = next((path for path in files[name] if path.endswith(".html")), None)
         product = {
             "name": name,
             "title": entry["title"],
             "description": _paragraphs(entry.get("description", "")),
-            "caption": captions.get(name, ""),
+            "caption": _caption(captions.get(name, ""), entry),
             "links": [(path, Path(path).suffix.removeprefix(".").upper()) for path in files[name]],
             "picture": _picture(files[name], folder),
             "table": _table(frames[name], limit) if name in frames else None,
-            "page": next((path for path in files[name] if path.endswith(".html")), None),
+            "page": own_page,
+            "previews": _previews(own_page, folder) if own_page else [],
         }
         shown[_section(name, product)].append(product)
     present = [section for section in _SECTIONS if shown[section] or section not in _OF_PRODUCTS]
@@ -238,6 +241,20 @@ def _picture(files: Sequence[str], folder: Path) -> dict | None:
         per_dot = 1.5 * 96 / image.info.get("dpi", (144, 144))[0]
         width, height = (round(dots * per_dot) for dots in image.size)
     return {"path": path, "width": width, "height": height}
+
+
+def _previews(own_page: str, folder: Path, count: int = 6) -> list[str]:
+    """The first images of a gallery, in its order: by shard, then by number."""
+    pictures = (folder / own_page).parent.glob("pictures/*/*.webp")
+    first = sorted(pictures, key=lambda path: (path.parent.name, len(path.name), path.name))[:count]
+    return [path.relative_to(folder).as_posix() for path in first]
+
+
+def _caption(text: str, entry: Mapping) -> str:
+    """What a figure shows: its caption for Snakemake's report as plain text, without title and description."""
+    rendered = jinja2.Environment().from_string(text).render(snakemake={"params": {"entry": entry}})
+    parts = [part for part in rendered.split("\n\n") if not part.lstrip().startswith("**")]
+    return re.sub(r"\\(.)|\*", r"\1", " ".join(" ".join(parts).split()))
 
 
 def _limit(frames: Sequence[pd.DataFrame]) -> int:

@@ -315,10 +315,17 @@ def titled(name):
 
 
 def caption(name):
-    """What every figure of its kind shows, from the texts for Snakemake's report; nothing if there is none."""
+    """Caption of a figure for Snakemake's own report, by its name or else its kind; nothing if there is none."""
     kind = product(name).get("kind")
-    texts = [HERE / f"report/{stem}.rst" for stem in (name, kind) if kind]
-    return next((" ".join(text.read_text().split()) for text in texts if text.is_file()), "")
+    files = [HERE / f"report/{stem}.rst" for stem in (name, kind) if kind]
+    return next((file.read_text() for file in files if file.is_file()), "")
+
+
+def described():
+    """What the experiment is, and which images it does without."""
+    missing = ", ".join(config["given_up"])
+    text = f"{describe.badge(config)}. {config['description']}"
+    return text + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
 
 
 def printed(name):

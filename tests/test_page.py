@@ -109,8 +109,13 @@ FILES = {
     },
     "figure4": [f"figures/figure4.{kind}" for kind in ("csv", "svg", "png")],
     "novel": ["figures/novel.png"],
-    "images": ["galleries/images/index.html", "galleries/images/preview.png"],
+    "images": ["galleries/images/index.html", "galleries/images/gallery.css"],
 }  # fmt: skip
+CAPTION = """**{{ snakemake.params.entry["title"] }}.** {{ snakemake.params.entry["description"] }}
+
+Lines are *means*,
+{% if snakemake.params.entry["kind"] == "convergence" %}bands{% else %}bars{% endif %} quartiles of \\|r\\|.
+"""
 CLAIMS = [
     ("It < works", "3.4", "By `eye`.", "1 of 2", "holds"),
     ("More", "4.1", "By ear.", "0 of 2", "does not hold"),
@@ -130,6 +135,10 @@ def results(tmp_path_factory):
             Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(file, dpi=(300, 300))
         else:
             file.write_text("content " * (100 if file.suffix == ".svg" else 1))
+    for name in ("0001/0", "0000/10", "0000/0", "0000/2"):
+        file = tmp_path / f"galleries/images/pictures/{name}.webp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(file)
     white_box().to_csv(tmp_path / "tables/table1.csv", index=False)
     transfer(missing=["000001", "000007"]).to_csv(tmp_path / "tables/table2.csv", index=False)
     transfer(("float",), PAPER).to_csv(tmp_path / "tables/table_mine.csv", index=False)
@@ -149,7 +158,7 @@ def results(tmp_path_factory):
 
 
 def written(folder, products=PRODUCTS, experiment=EXPERIMENT):
-    captions = {"figure4": "Lines are means."}
+    captions = {"figure4": CAPTION}
     return page(experiment, products, FILES, captions, folder, TEMPLATE, STYLE)
 
 
@@ -433,17 +442,16 @@ def test_figures_of_any_kind_are_shown_at_the_size_of_print(reader):
     assert image["attributes"] | {"alt": ""} == {
         "src": "figures/figure4.png", "alt": "", "width": "29", "height": "14", "loading": "lazy",
     }  # fmt: skip
-    assert (
-        squeezed(reader.all("figcaption", within=reader.product("figure4"))[0]) == "Miniature. Curves.Lines are means."
-    )
+    (caption,) = reader.all("figcaption", within=reader.product("figure4"))
+    assert squeezed(caption) == "Miniature. Curves.Lines are means, bands quartiles of |r|."
     (image,) = reader.all("img", within=reader.product("novel"))
     assert image["attributes"]["src"] == "figures/novel.png"
 
 
-def test_a_gallery_is_a_link_with_a_preview(results):
+def test_a_gallery_is_a_link_with_its_first_images(results):
     reader = Reader(written(results))
-    (image,) = reader.all("img", within=reader.product("images"))
-    assert image["attributes"]["src"] == "galleries/images/preview.png"
+    shown = [element["attributes"]["src"] for element in reader.all("img", within=reader.product("images"))]
+    assert shown == [f"galleries/images/pictures/{name}.webp" for name in ("0000/0", "0000/2", "0000/10", "0001/0")]
     links = [element["attributes"]["href"] for element in reader.all("a", within=reader.product("images"))]
     assert links == ["#images", "galleries/images/index.html"]
 
