@@ -65,7 +65,7 @@ def page(
     experiment : mapping
         Of `dag.describe.experiment`.
     products : mapping
-        Tables (entries with "layout") and figures (entries with "kind") by name, in order.
+        Tables (entries without "kind") and figures (entries with "kind") by name, in order.
     files : mapping
         Files of every product, relative to `folder`.  A figure's picture is the lighter one of its SVG and
         PNG; a product with an HTML file is a page of its own, linked with the first of the images that lie in
@@ -82,7 +82,7 @@ def page(
     str
         Without anything that is fetched from elsewhere, and without a date.
     """
-    frames = {name: _read(folder / "tables" / f"{name}.csv") for name, entry in products.items() if "layout" in entry}
+    frames = {name: _read(folder / "tables" / f"{name}.csv") for name, entry in products.items() if "kind" not in entry}
     limit = _limit(frames.values())
     shown: dict[str, list[dict]] = {section: [] for section in _SECTIONS}
     for name, entry in products.items():

@@ -99,7 +99,7 @@ PRODUCTS = {
     "table2": {"title": HOSTILE, "description": HOSTILE, "layout": "transfer"},
     "figure4": {"title": "Figure 4", "description": "Curves.", "kind": "convergence"},
     "table_mine": {"title": "Mine", "description": "", "layout": "transfer"},
-    "novel": {"title": "New kind", "description": "Never seen.", "kind": "not known to the page"},
+    "novel": {"title": "New kind", "description": "Never seen.", "kind": "not known to the page", "layout": "pair"},
     "images": {"title": "All images", "description": "To browse.", "kind": "gallery"},
 }
 FILES = {
