@@ -44,6 +44,8 @@ def page(title: str, description: str, products: Mapping[str, Mapping], folder: 
             text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
             parts.append(_details("Numbers, with standard errors, on float and on 8-bit images", text))
             parts.append(_links(f"tables/{name}", ("csv", "md", "tex", "png")))
+        elif entry["kind"] == "gallery":
+            parts.append(f'<p><a href="galleries/{name}/index.html">Look at every image</a></p>')
         else:
             parts.append(_image(f"figures/{name}.svg", entry["title"]))
             kinds = ("png",) if entry["kind"] == "examples" else ("csv", "png")
