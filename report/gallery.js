@@ -17,7 +17,7 @@ const gallery = (() => {
     "loss-fewest": "lost by the networks, least first",
   };
   const FILTERS = ["source", "status", "class", "victim", "id", "sort"];
-  const NO_STATUS = "no status of its own (sum, permuted)";
+  const NO_STATUS = "none (a sum)";
   const byId = (id) => document.getElementById(id);
   const form = byId("filters");
 
@@ -52,21 +52,31 @@ const gallery = (() => {
     return made;
   }
 
-  /** Boxes over the image: rows x_min, y_min, x_max, y_max (the last pixel belongs to the box), class, score. */
+  /**
+   * Boxes over the image: rows x_min, y_min, x_max, y_max (the last pixel belongs to the box), class, and what
+   * `describe` makes a text of.  The text goes to the first corner of the box where it is in the image and hides no other.
+   */
   function withBoxes(made, i, rows, describe) {
-    const [width, height] = [images.width[i], images.height[i]];
-    for (const row of [...rows].reverse()) {
-      const [left, top, right, bottom, label] = row;
-      const [name, colour] = data.classes[label];
-      const text = element("span", {}, describe(name, row[5]));
+    const taken = [];
+    for (const row of rows) {
+      const [left, right] = [row[0], row[2] + 1].map((x) => (100 * x) / images.width[i]);
+      const [top, bottom] = [row[1], row[3] + 1].map((y) => (100 * y) / images.height[i]);
+      const [name, colour] = data.classes[row[4]];
+      const words = describe(name, row[5]);
+      const [wide, high] = [3.4 * words.length, 10]; // about, in percent of a picture as small as they get
+      const corners = ["", "right", "low", "right low"].map((corner) => {
+        const [x, y] = [corner.includes("right") ? right - wide : left, corner.includes("low") ? bottom - high : top];
+        const hidden = taken.filter(([a, b, c]) => x < a + c && a < x + wide && Math.abs(y - b) < high).length;
+        return { corner, spot: [x, y, wide], cost: hidden + 2 * (x < 0 || x + wide > 100 || y < 0 || y + high > 100) };
+      });
+      const { corner, spot } = corners.reduce((best, one) => (one.cost < best.cost ? one : best));
+      taken.push(spot);
+      const text = element("span", { class: corner }, words);
       text.style.background = colour;
       text.style.color = ink(colour);
       const box = element("div", { class: "box" }, text);
       box.style.cssText =
-        `border-color:${colour};left:${(100 * left) / width}%;top:${(100 * top) / height}%;` +
-        `width:${(100 * (right - left + 1)) / width}%;height:${(100 * (bottom - top + 1)) / height}%`;
-      box.classList.toggle("right", left > 0.6 * width);
-      box.classList.toggle("low", top < 0 || top > 0.85 * height);
+        `border-color:${colour};left:${left}%;top:${top}%;width:${right - left}%;height:${bottom - top}%`;
       made.append(box);
     }
     return made;
@@ -116,7 +126,7 @@ const gallery = (() => {
     if (before === null || after === null) return "not annotated, or nothing to recognise";
     return data.victims[victim].task === "detection"
       ? `${before} → ${after} of ${images.objects[i]} objects found`
-      : `${before} % → ${after} % of the object pixels right`;
+      : `${before} → ${after} % of object pixels right`;
   }
 
   function facts(i, p) {
@@ -355,7 +365,13 @@ const gallery = (() => {
     const list = element("dl", { class: "facts" });
     for (const [name, value] of facts(i, p))
       list.append(element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+    pictures.append(
+      made.active
+        ? captioned(curve(made.active, known.targets[i]), "active targets against iterations (top: all targets)")
+        : summands(i, known),
+    );
     const parts = [list, pictures];
+    const sources = known.name.split(".")[0].split("+").map((source) => source.split("@")[0]);
 
     for (const task of ["detection", "segmentation"]) {
       const victims = Object.keys(known.seen).filter((victim) => data.victims[victim].task === task);
@@ -374,25 +390,32 @@ const gallery = (() => {
             "figure",
             { class: "network" },
             element("div", { class: "pair" }, before, after),
-            element("figcaption", {}, element("strong", {}, label), ` clean | perturbed: ${measure(i, p, victim)}`),
+            element(
+              "figcaption",
+              {},
+              element("strong", {}, label),
+              `${sources.includes(name) ? " (a source)" : ""}: ${measure(i, p, victim)}`,
+            ),
           ),
         );
       }
-      parts.push(element("h3", {}, task === "detection" ? "Detectors" : "Segmentation networks"), networks);
+      const heading = task === "detection" ? "Detectors" : "Segmentation networks";
+      parts.push(element("h3", {}, `${heading}: clean image | perturbed image`), networks);
     }
-    parts.push(element("p", {}, measures()), legend());
-    parts.push(element("h3", {}, "Active targets against iterations"));
-    parts.push(made.active ? curve(made.active, known.targets[i]) : summands(i, known));
+    parts.push(legend(), element("p", { class: "hint" }, measures()));
+    const keys = "Keys: ← and → go through the examples that are selected, Shift with them through the perturbations.";
+    parts.push(element("p", { class: "hint" }, keys));
     return parts;
   }
 
   function curve(active, targets) {
     if (!active.length) return element("p", {}, "There were no targets.");
-    const [left, right, top, bottom] = [56, 500, 14, 170];
+    const dots = active.length > 60 ? [] : [...active.keys()];
+    const [left, right, top, bottom] = [44, 250, 12, 158];
     const last = Math.max(active.length - 1, 1);
     const x = (k) => left + ((right - left) * k) / last;
     const y = (count) => bottom - ((bottom - top) * count) / Math.max(targets, 1);
-    const made = drawing("svg", { class: "curve", viewBox: "0 0 520 210", role: "img" });
+    const made = drawing("svg", { class: "curve", viewBox: "0 0 260 180", role: "img" });
     made.setAttribute(
       "aria-label",
       `${active[0]} of ${targets} targets active at the start, ${active.at(-1)} after ${active.length - 1} iterations`,
@@ -404,32 +427,32 @@ const gallery = (() => {
         points: active.map((count, k) => `${x(k).toFixed(1)},${y(count).toFixed(1)}`).join(" "),
         fill: "none", stroke: "#c04000", "stroke-width": 2,
       }),
-      ...(active.length > 60 ? [] : active.map((count, k) =>
-        drawing("circle", { cx: x(k).toFixed(1), cy: y(count).toFixed(1), r: 2.5, fill: "#c04000" }))),
+      ...dots.map((k) => drawing("circle", { cx: x(k).toFixed(1), cy: y(active[k]).toFixed(1), r: 2, fill: "#c04000" })),
     );
     text(String(targets), { x: left - 6, y: top + 4, "text-anchor": "end" });
     text("0", { x: left - 6, y: bottom + 4, "text-anchor": "end" });
     text("0", { x: left, y: bottom + 16, "text-anchor": "middle" });
     text(String(active.length - 1), { x: right, y: bottom + 16, "text-anchor": "middle" });
-    text("iteration", { x: (left + right) / 2, y: bottom + 30, "text-anchor": "middle" });
-    text("active targets, of all targets", { x: left + 6, y: top - 3 });
     return made;
   }
 
   /** A sum has no curve; those of its summands are a click away. */
   function summands(i, known) {
-    const made = element("p", {}, "This perturbation follows from others and has no attack of its own.");
     const names = known.name.split(".")[0].split("+");
-    for (const other of perturbations.filter(({ name }) => names.includes(name)))
-      made.append(" ", element("a", { href: address({ image: images.id[i], with: other.name }) }, other.label));
-    return made;
+    const links = perturbations
+      .filter(({ name }) => names.includes(name))
+      .map(({ name, label }) =>
+        element("li", {}, element("a", { href: address({ image: images.id[i], with: name }) }, label)));
+    const text = "Made from other perturbations, without an attack of its own" + (links.length ? ":" : ".");
+    return element("figcaption", {}, text, element("ul", {}, ...links));
   }
 
   const measures = () =>
     "Segmentation: share of the pixels of objects, neither background nor void, that get their class. " +
     "Detection: objects, not difficult ones, that a detection of their class with a score of at least " +
-    `${data.score} overlaps with an IoU of at least ${data.overlap}. What is lost is the mean of the differences, in percentage ` +
-    "points, over the networks that recognised something on the clean image.";
+    `${data.score} overlaps with an IoU of at least ${data.overlap}; detections with a lower score are not drawn. ` +
+    "Lost: the mean of the differences between clean and perturbed, in percentage points, over the networks that " +
+    "recognised something on the clean image.";
 
   function legend() {
     const shown = new Set(["0", "255", ...images.classes.flat().map(String)]);
@@ -495,10 +518,14 @@ const gallery = (() => {
     });
     document.addEventListener("keydown", (event) => {
       if (!byId("detail").open || event.target.closest("select, input") || event.altKey || event.ctrlKey) return;
-      if (event.key === "ArrowLeft") byId("previous").click();
-      if (event.key === "ArrowRight") byId("next").click();
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const { selectedIndex, options } = byId("other");
+      const other = options[selectedIndex + step];
+      if (!event.shiftKey) byId(step < 0 ? "previous" : "next").click();
+      else if (other) go({ with: other.value }, true);
     });
-    addEventListener("popstate", show);
     addEventListener("hashchange", show);
     show();
   }
