@@ -273,11 +273,10 @@ def image_sets(entry: dict) -> list[str]:
 
 def shown(entry: dict) -> dict[str, list[str]]:
     """Victims that see each perturbation of a figure, in order."""
-    found = {row: {} for row in rows(entry)}
-    for row, victim in pairs(entry):
-        if row != "none":
-            found[row][victim] = None
-    return {row: list(seen) for row, seen in found.items()}
+    seen: dict[str, list[str]] = {}
+    for row, victim in shown_pairs(entry):
+        seen.setdefault(row, []).append(victim)
+    return seen
 
 
 def cells(entry: dict, image_set: str, permutations: int) -> dict[str, list[str]]:

@@ -74,7 +74,7 @@ def draw_shard(
         `images`, one dict per image: id, width, height, classes (of its truth), labelled (whether it has a label map
         with objects), objects (how many are to be found; None where none are annotated), clean ({victim:
         `right_foreground` or `found`}, victims with a truth only).  `perturbations`, for each a list with one dict per
-        image: status, iterations, targets, curve (`small_curve`), all None for a sum or a permuted draw;
+        image: status, iterations, targets, curve (`small_curve`), all None but for a source;
         perceptibility, largest; seen ({victim: as clean}).
     details : dict
         `images`, one dict per image: truth (rows x_min, y_min, x_max, y_max, class, 1 if difficult else 0; None where
@@ -123,7 +123,7 @@ def draw_shard(
                 r, known = store.get(file, image_id)
                 strip = np.concatenate([_photo(apply(image, r, "float"), size), _noise(r, size)], axis=1)
                 Image.fromarray(strip).save(partial / name / f"{number}.webp", quality=QUALITY)
-                attack = known if len(parse(name).sources) == 1 and not parse(name).draw else {}
+                attack = known if "status" in known else {}
                 active = [int(count) for count in attack["active"]] if attack else None
                 records["perturbations"][name].append(
                     {key: attack.get(key) for key in ("status", "iterations", "targets")}
@@ -210,9 +210,10 @@ def data(
     -------
     dict
         Images: id, shard, number (in the shard), width, height, classes, objects; clean, one list per victim.
-        Perturbations: one dict each, with status (index into `statuses`, -1 for none), iterations, targets, curve,
-        p (1e-3), largest, and seen, {index of the victim: list}.  Measures, clean and seen, are percent of the
-        foreground pixels for segmentation, numbers of found objects for detection, None where there is no truth.
+        Perturbations, one dict each: name, label, names of its sources; status (index into `statuses`, -1 for none),
+        iterations, targets, curve, p (1e-3), largest; seen, {index of the victim: list}.  Measures, clean and seen,
+        are percent of the foreground pixels for segmentation, numbers of found objects for detection, None where
+        there is no truth.
     """
     images = [image for records in shards.values() for image in records["images"]]
     rows = {name: [row for records in shards.values() for row in records["perturbations"][name]] for name in labels}
@@ -244,6 +245,7 @@ def data(
             {
                 "name": name,
                 "label": label,
+                "sources": list(parse(name).sources),
                 "status": [statuses.index(row["status"]) if row["status"] else -1 for row in rows[name]],
                 "p": [round(1000 * row["perceptibility"], 2) for row in rows[name]],
                 "largest": [round(row["largest"], 1) for row in rows[name]],

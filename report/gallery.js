@@ -17,7 +17,7 @@ const gallery = (() => {
     "loss-fewest": "lost by the networks, least first",
   };
   const FILTERS = ["source", "status", "class", "victim", "id", "sort"];
-  const NO_STATUS = "none (a sum)";
+  const NO_STATUS = "none (not a source)";
   const byId = (id) => document.getElementById(id);
   const form = byId("filters");
 
@@ -371,7 +371,7 @@ const gallery = (() => {
         : summands(i, known),
     );
     const parts = [list, pictures];
-    const sources = known.name.split(".")[0].split("+").map((source) => source.split("@")[0]);
+    const sources = known.sources.map((source) => source.split("@")[0]); // without the variant of the attack
 
     for (const task of ["detection", "segmentation"]) {
       const victims = Object.keys(known.seen).filter((victim) => data.victims[victim].task === task);
@@ -438,9 +438,8 @@ const gallery = (() => {
 
   /** A sum has no curve; those of its summands are a click away. */
   function summands(i, known) {
-    const names = known.name.split(".")[0].split("+");
     const links = perturbations
-      .filter(({ name }) => names.includes(name))
+      .filter(({ name }) => known.sources.includes(name))
       .map(({ name, label }) =>
         element("li", {}, element("a", { href: address({ image: images.id[i], with: name }) }, label)));
     const text = "Made from other perturbations, without an attack of its own" + (links.length ? ":" : ".");

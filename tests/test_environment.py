@@ -145,7 +145,7 @@ LADDER = [
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
     {"generate", "evaluate", "recipes", "derive", "scores", "tables", "figures", "job"},  # compose
-    {"results", "claims", "gallery", "page", "provenance", "transfer_figures"},  # gather for tables, figures and the start page
+    {"results", "claims", "gallery", "page", "provenance", "transfer_figures"},  # gather for what people look at
 ]
 TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[2] | LADDER[7] | {"derive", "scores", "tables", "figures"}
 STARTS_WITHOUT_TORCH = TORCH_FREE | {"job"}  # imports it when a job asks for its device
