@@ -254,6 +254,9 @@ rule draw_gallery:
         product=of_kind("kind", "gallery"),
     conda:
         "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
     params:
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
