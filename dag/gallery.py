@@ -71,11 +71,11 @@ def draw_shard(
     Returns
     -------
     records : dict
-        `images`, one dict per image: id, width, height, classes (of its truth), labelled (whether it has a label map
-        with objects), objects (how many are to be found; None where none are annotated), clean ({victim:
-        `right_foreground` or `found`}, victims with a truth only).  `perturbations`, for each a list with one dict per
-        image: status, iterations, targets, curve (`small_curve`), all None but for a source;
-        perceptibility, largest; seen ({victim: as clean}).
+        `classes` that have a colour in the pictures.  `images`, one dict per image: id, width, height, classes (of its
+        truth), labelled (whether it has a label map), objects (how many are to be found; None where none are
+        annotated), clean ({victim: `right_foreground` or `found`}, victims with a truth only).  `perturbations`, for
+        each a list with one dict per image: status, iterations, targets, curve (`small_curve`), all None but for a
+        source; perceptibility, largest; seen ({victim: as clean}).
     details : dict
         `images`, one dict per image: truth (rows x_min, y_min, x_max, y_max, class, 1 if difficult else 0; None where
         there are no annotations), clean ({detector: rows of `boxes`}).  `perturbations`, for each a list with one dict
@@ -93,6 +93,7 @@ def draw_shard(
     segmenters = [victim for victim in tasks if tasks[victim] == "segmentation"]
     cells = read_manifest(manifest)
     records: dict = {"images": [], "perturbations": {name: [] for name in pairs}}
+    coloured: set[int] = set()
     details: dict = {"images": [], "perturbations": {name: [] for name in pairs}}
     with ExitStack() as stack:
         shown = {victim: ["none", *(name for name in pairs if victim in pairs[name])] for victim in tasks}
@@ -116,6 +117,7 @@ def draw_shard(
             if segmenters or truth["segmentation"] is not None:
                 sheet = [[line.get(column) for column in ("", *segmenters)] for line in maps]
                 _sheet(sheet, size).save(partial / f"{number}.png", optimize=True)
+            coloured.update(*(_classes(drawn) for line in maps for drawn in (*line.values(), truth["detection"])))
 
             records["images"].append(_about(image_id, image, truth) | {"clean": _measures(truth, seen["none"], tasks)})
             details["images"].append({"truth": _objects(truth["detection"]), "clean": _boxes(seen["none"], tasks)})
@@ -134,7 +136,7 @@ def draw_shard(
                 details["perturbations"][name].append({"active": active, "seen": _boxes(seen[name], tasks)})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    return records, details
+    return records | {"classes": sorted(coloured)}, details
 
 
 def picture_size(height: int, width: int) -> tuple[int, int]:
@@ -232,6 +234,7 @@ def data(
         "score": SCORE,
         "overlap": OVERLAP,
         "classes": {label: _class(label) for label in (*range(len(CLASSES)), VOID)},
+        "coloured": sorted(set().union(*(records["classes"] for records in shards.values()))),
         "statuses": statuses,
         "victims": [{"name": victim} | dict(networks[victim]) for victim in order],
         "images": {key: [image[key] for image in images] for key in ("id", "width", "height", "classes", "objects")}
@@ -293,6 +296,15 @@ def _about(image_id: str, image: NDArray, truth: Mapping) -> dict:
         "labelled": label_map is not None,
         "objects": None if objects is None else int((~objects.difficult).sum()),
     }
+
+
+def _classes(drawn: NDArray | Mapping | Objects | None) -> list[int]:
+    """Classes of a label map, of detections that are drawn, or of objects."""
+    if drawn is None:
+        return []
+    if isinstance(drawn, np.ndarray):
+        return np.flatnonzero(np.bincount(drawn.ravel(), minlength=VOID + 1)).tolist()
+    return drawn.labels.tolist() if isinstance(drawn, Objects) else drawn["labels"][drawn["scores"] >= SCORE].tolist()
 
 
 def _measures(truth: Mapping, seen: Mapping, tasks: Mapping[str, str]) -> dict:

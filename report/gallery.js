@@ -454,10 +454,8 @@ const gallery = (() => {
     "recognised something on the clean image.";
 
   function legend() {
-    const shown = new Set(["0", "255", ...images.classes.flat().map(String)]);
-    const made = element("div", { class: "legend", "aria-label": "Colours of the classes" });
-    for (const [label, [name, colour]] of Object.entries(data.classes)) {
-      if (!shown.has(label)) continue;
+    const made = element("div", { class: "legend", role: "group", "aria-label": "Colours of the classes" });
+    for (const [name, colour] of data.coloured.map((label) => data.classes[label])) {
       const swatch = element("i");
       swatch.style.background = colour;
       made.append(element("span", {}, swatch, name));

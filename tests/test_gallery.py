@@ -1,4 +1,4 @@
-"""The gallery: pictures that are decoded again, data that are parsed again, and the page in a browser if there is one."""
+"""The gallery: pictures that are decoded, data that are parsed again, and the page in a browser if there is one."""
 
 import json
 import re
@@ -210,6 +210,7 @@ def test_label_maps_of_a_shard_are_exact(arguments):
 
 def test_records_of_a_shard(arguments):
     records, details = gallery.draw_shard(**arguments)
+    assert records["classes"] == [0, 8, 12, 255]
     a, b = records["images"]
     assert a == {
         "id": "a", "height": HEIGHT, "width": WIDTH, "classes": [8], "labelled": True, "objects": 1,
@@ -268,6 +269,7 @@ def test_data_of_two_shards(arguments):
     assert found["images"]["clean"] == [[100, None] * 2, [1, 1] * 2]
     one, other = found["perturbations"]
     assert one["seen"] == {0: [50, None] * 2, 1: [0, 0] * 2} and other["seen"] == {1: [1, 1] * 2}
+    assert found["coloured"] == [0, 8, 12, 255]
     assert found["statuses"] == ["converged"] and one["status"] == [0] * 4 and other["status"] == [-1] * 4
     assert one["p"] == [10.0] * 4 and other["sources"] == [NET, DETECTOR]
     assert found["classes"][8] == ["cat", "#400000"] and found["classes"][255] == ["void", "#e0e0c0"]
