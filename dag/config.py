@@ -129,6 +129,8 @@ def _plain(error: jsonschema.ValidationError) -> str:
 
 def _check_product(config: dict, place: str, entry: dict) -> None:
     others = entry.get("other_image_sets", {})
+    if others and entry.get("kind") == "gallery":
+        raise ValueError(f"configuration, {place}: a gallery shows one image set; make one gallery for each")
     for image_set in (entry["image_set"], *others.values()):
         if image_set not in config["image_sets"]:
             raise ValueError(f"configuration, {place}: image set {image_set!r} is not in image_sets")
@@ -173,7 +175,7 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         attack(config, source)
     if recipe.draw > config["permutations"]:
         raise ValueError(f"there are only {config['permutations']} draws, see permutations")
-    if kind == "examples" and (recipe.is_mean or not recipe.sources):
+    if kind in ("examples", "gallery") and (recipe.is_mean or not recipe.sources):
         raise ValueError("a panel shows one perturbation; name a source, a sum, or one draw of a control")
     if kind in ("density", "convergence", "matrix", "white-box") and (
         recipe != Recipe(recipe.sources) or len(recipe.sources) != 1
@@ -267,6 +269,14 @@ def image_set_of(entry: dict, network: str) -> str:
 def image_sets(entry: dict) -> list[str]:
     """Image sets on which the victims of a table or figure are evaluated, in order of first appearance."""
     return list(dict.fromkeys(image_set_of(entry, victim) for victim in victims(entry)))
+
+
+def shown(entry: dict) -> dict[str, list[str]]:
+    """Victims that see each perturbation of a figure, in order."""
+    seen: dict[str, list[str]] = {}
+    for row, victim in shown_pairs(entry):
+        seen.setdefault(row, []).append(victim)
+    return seen
 
 
 def cells(entry: dict, image_set: str, permutations: int) -> dict[str, list[str]]:

@@ -351,6 +351,20 @@ def example_perturbations(wildcards):
     return [perturbation_path(entry["image_set"], row, shard) for row in plan.rows(entry) for shard in shards]
 
 
+def gallery_perturbations(wildcards):
+    """One shard of every perturbation of a gallery."""
+    entry = product(wildcards.product)
+    return [perturbation_path(entry["image_set"], row, wildcards.shard) for row in plan.rows(entry)]
+
+
+def gallery_parts(pattern):
+    """Files of all shards of a gallery, by a pattern with {shard}."""
+    return lambda wildcards: [
+        f"{RESULTS}/galleries/{wildcards.product}/{pattern.format(shard=shard)}"
+        for shard in plan.shards(config, product(wildcards.product)["image_set"])
+    ]
+
+
 def pixels(entry):
     """How perturbed images reach the victims of a table or figure."""
     return entry.get("pixels", config["pixels"])
@@ -382,6 +396,8 @@ def files_of(name):
     """Files that make up a table or figure."""
     if name in config["tables"]:
         return multiext(f"{RESULTS}/tables/{name}", ".csv", ".md", ".tex", ".svg", ".png")
+    if product(name)["kind"] == "gallery":
+        return multiext(f"{RESULTS}/galleries/{name}/", "index.html", "gallery.css", "gallery.js", "data.js")
     numbers = [] if product(name)["kind"] == "examples" else [".csv"]
     return multiext(f"{RESULTS}/figures/{name}", *numbers, ".svg", ".png")
 

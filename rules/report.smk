@@ -2,6 +2,7 @@
 
 PRODUCTS  results/{experiment}/tables/{product}.{csv,md,tex,svg,png}
           results/{experiment}/figures/{product}.{csv,svg,png}
+          results/{experiment}/galleries/{product}/index.html
           results/{experiment}/index.html
           results/{experiment}/provenance.json
 """
@@ -233,6 +234,66 @@ rule plot_examples:
         code=code("dag.figures", "dag.results"),
     script:
         "../scripts/plot_examples.py"
+
+
+rule draw_gallery:
+    """Pictures and data of one shard of a gallery."""
+    input:
+        manifest=lambda wildcards: (
+            f"{RESULTS}/cells/{wildcards.product}/{product(wildcards.product)['image_set']}/{wildcards.shard}.json"
+        ),
+        perturbations=gallery_perturbations,
+        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
+    output:
+        pictures=directory("results/{experiment}/galleries/{product}/pictures/{shard}"),
+        details="results/{experiment}/galleries/{product}/details/{shard}.js",
+        records="results/{experiment}/galleries/{product}/records/{shard}.json",
+    log:
+        "logs/draw_gallery/{experiment}/{product}/{shard}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "gallery"),
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        shown=lambda wildcards: plan.shown(product(wildcards.product)),
+        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
+        victims=victims,
+        code=code("dag.gallery"),
+    script:
+        "../scripts/draw_gallery.py"
+
+
+rule write_gallery:
+    """A page on which every image of an image set can be looked at; not part of Snakemake's own report."""
+    input:
+        records=gallery_parts("records/{shard}.json"),
+        details=gallery_parts("details/{shard}.js"),
+        pictures=gallery_parts("pictures/{shard}"),
+        page=[str(HERE / "report" / f"gallery.{suffix}") for suffix in ("html", "css", "js")],
+    output:
+        html="results/{experiment}/galleries/{product}/index.html",
+        css="results/{experiment}/galleries/{product}/gallery.css",
+        js="results/{experiment}/galleries/{product}/gallery.js",
+        data="results/{experiment}/galleries/{product}/data.js",
+    log:
+        "logs/write_gallery/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "gallery"),
+    conda:
+        "../environment.yml"
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        shown=lambda wildcards: plan.shown(product(wildcards.product)),
+        experiment=lambda wildcards: {"experiment": config["title"], "notice": described()},
+        victims=victims,
+        networks=networks_by_name(),
+        symbols=config["symbols"],
+        code=code("dag.gallery", "dag.tables"),
+    script:
+        "../scripts/write_gallery.py"
 
 
 rule write_index:

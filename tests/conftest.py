@@ -36,8 +36,16 @@ def _no_slurm() -> str | None:
     )
 
 
+def _browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def _no_browser() -> str | None:
+    return None if _browser() else "Chromium is not installed: the page is not opened"
+
+
 # Marker -> why its tests cannot run here, or None.
-LACKING = {"shared": _no_shared, "gpu": _no_gpu, "slurm": _no_slurm}
+LACKING = {"browser": _no_browser, "shared": _no_shared, "gpu": _no_gpu, "slurm": _no_slurm}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -68,6 +76,12 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Chromium, under one of its names."""
+    return _browser()
 
 
 @pytest.fixture(scope="session")

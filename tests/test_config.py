@@ -102,6 +102,8 @@ def test_retrained_networks_ask_for_no_released_weights():
         {"pixels": ["float"]},
         {"targets": ["table2"]},
         {"targets": ["figure4"]},
+        figure(kind="gallery", perturbations=["mini-fcn-alex.permuted-1"], victims=["mini-fr-zf-07"]),
+        figure(kind="gallery", panels=[{"perturbation": "mini-fcn-alex", "victims": ["mini-fr-zf-07"]}]),
     ],
 )
 def test_these_are_sound(overlay):
@@ -207,6 +209,28 @@ MISTAKES = {
     "an example of nothing": (
         panel("none", "mini-fr-zf-07"),
         "figures.mine: perturbation 'none'",
+    ),
+    "a gallery of a mean": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07.permuted"], victims=["mini-fr-zf-07"]),
+        "figures.mine: perturbation 'mini-fr-zf-07.permuted'",
+    ),
+    "a gallery of nothing": (
+        figure(kind="gallery", perturbations=["none"], victims=["mini-fr-zf-07"]),
+        "figures.mine: perturbation 'none'",
+    ),
+    "a gallery without victims": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"]),
+        "figures.mine: ",
+    ),
+    "a gallery that says twice who sees what": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"], victims=["mini-fr-zf-07"],
+               panels=[{"perturbation": "mini-fr-zf-07", "victims": ["mini-fr-zf-07"]}]),
+        "figures.mine: ",
+    ),
+    "a gallery of two image sets": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"], victims=["mini-fr-zf-07"],
+               other_image_sets={"mini-fr-zf-07": "voc07-test"}),
+        "figures.mine: a gallery shows one image set; make one gallery for each",
     ),
     "an unknown victim in a panel": (
         panel("mini-fr-zf-07", "fr"),
@@ -486,6 +510,11 @@ def test_cells():
     assert plan.cells(CONVERGENCE, "s", 3) == {}
     # the clean image comes first even where no row asks for it
     assert plan.cells(TRANSFER | {"perturbations": ["a"]}, "s", 3) == {"b": ["none", "a"], "c": ["none", "a"]}
+
+
+def test_who_sees_what():
+    assert plan.shown(EXAMPLES) == {"a+b": ["a", "c"], "b": ["a"]}
+    assert plan.shown({"perturbations": ["a+b", "c"], "victims": ["c", "a"]}) == {"a+b": ["c", "a"], "c": ["c", "a"]}
 
 
 def test_draws():

@@ -145,7 +145,7 @@ LADDER = [
     {"networks", "attack"},  # these do not know each other
     {"targets", "train"},
     {"generate", "evaluate", "recipes", "derive", "scores", "tables", "figures", "job"},  # compose
-    {"results", "claims", "provenance", "transfer_figures"},  # gather for tables and figures
+    {"results", "claims", "gallery", "provenance", "transfer_figures"},  # gather for tables and figures
     {"page"},  # of all of them
 ]
 TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[2] | LADDER[7] | LADDER[8] | {"derive", "scores", "tables", "figures"}

@@ -288,6 +288,27 @@ def test_a_second_run_does_nothing(workflow, run):
 
 
 @pytest.mark.slow
+def test_a_gallery_takes_its_cells_from_the_tables(workflow, run):
+    before = contents(run)
+    entry = {"kind": "gallery", "title": "All", "description": "", "image_set": "mini-test"}
+    entry |= {"perturbations": ["mini-fcn-alex", SUM], "victims": ["mini-fcn-alex", "mini-fr-zf-07"]}
+    overlay = merge(TINY, {"figures": {"gallery": entry}})
+    code, text = snakemake(workflow, run, "gallery", overlay=overlay)
+    assert code == 0, text
+    assert jobs(text) == {"combine": 2, "predict": 2, "draw_gallery": 2, "write_gallery": 1, "gallery": 1}
+    assert contents(run) == before
+    folder = run / "results" / "tiny" / "galleries" / "gallery"
+    # images x (themselves and two perturbations), and their label maps
+    pictures = Counter(path.suffix for path in folder.glob("pictures/000[01]/**/[0-9]*"))
+    assert pictures == {".webp": 3 * 3, ".png": 3}
+    assert [path.name for path in sorted(folder.glob("details/*"))] == ["0000.js", "0001.js"]
+    data = json.loads((folder / "data.js").read_text().removeprefix("gallery.start(").removesuffix(");\n"))
+    assert data["images"]["id"] == ["001001", "001002", "001003"] and len(data["perturbations"]) == 2
+    code, text = snakemake(workflow, run, "gallery", overlay=overlay)
+    assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
 def test_a_new_row_computes_its_own_cells(workflow, run):
     before, old = contents(run), scores(run, "small")
     row = "mini-fcn-alex@authors"
