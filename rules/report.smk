@@ -235,6 +235,34 @@ rule plot_examples:
         "../scripts/plot_examples.py"
 
 
+rule plot_shapes:
+    """Figure 2: shaped examples, from natural images and from noise."""
+    input:
+        "results/{experiment}/shapes/{product}.h5",
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/figure2.rst",
+            category="Figures",
+            labels={"figure": "{product}"},
+        ),
+    log:
+        "logs/plot_shapes/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "shapes"),
+    conda:
+        "../environment.yml"
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        images=lambda wildcards: image_set(product(wildcards.product)["image_set"])["size"],
+        label=lambda wildcards: printed(product(wildcards.product)["network"]),
+        code=code("dag.figures", "dag.results"),
+    script:
+        "../scripts/plot_shapes.py"
+
+
 rule write_index:
     """One page with all tables and figures that opens in any browser."""
     input:

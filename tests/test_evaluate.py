@@ -523,8 +523,8 @@ def test_example_blocks(tmp_path, root):
     blocks = results.example_blocks(images, panels, {"net": perturbations}, manifests, networks, {"net": "r1"})
     assert [block["label"] for block in blocks] == ["Net (r1) on c", "Net (r1) on a"]
     assert np.array_equal(blocks[0]["perturbation"], noise("c")) and blocks[0]["status"] == "converged"
-    assert blocks[1]["truth"].tolist() == TRUTH["a"]
     (victim,) = blocks[1]["victims"]
+    assert victim["truth"].tolist() == TRUTH["a"]
     assert victim["before"].tolist() == CLEAN["a"] and victim["after"].tolist() == NOTHING["a"]
     with pytest.raises(ValueError, match="image x is in none of .*; is it in the image set"):
         results.example_blocks([(root, "x")], panels, {"net": perturbations}, manifests, networks, {})
