@@ -73,7 +73,15 @@ def noise(height: int, width: int, seed: int) -> NDArray:
 
 
 def reach(
-    network: Segmenter, image: NDArray, wanted: NDArray, *, iterations: int, step: float, stop: float, name: str
+    network: Segmenter,
+    image: NDArray,
+    wanted: NDArray,
+    *,
+    iterations: int,
+    step: float,
+    stop: float,
+    name: str,
+    device: str = "cpu",
 ) -> Attack:
     """Attack an image until the network labels it as wanted.
 
@@ -93,6 +101,8 @@ def reach(
         In [0, 1].
     name : str
         What errors call the image.
+    device : str
+        Where the network is.
 
     Raises
     ------
@@ -105,7 +115,6 @@ def reach(
         raise ValueError(f"{name}: the network does not know the class {unknown[0]}; choose one of {known}")
     columns = np.zeros(256, np.int64)
     columns[list(network.labels)] = np.arange(len(network.labels))
-    device = next(network.parameters()).device
     adversarial = torch.from_numpy(columns[wanted.ravel()]).to(device)
     # l_n is not looked at: what is pushed down is the prediction
     problem = Problem(
@@ -121,7 +130,7 @@ def reach(
         rules=Rules(active="unreached", suppress="prediction", background=True, stop=stop),
         iterations=iterations,
         step=step,
-        arithmetic=partial(arithmetic, "fp32", device.type),
+        arithmetic=partial(arithmetic, "fp32", torch.device(device).type),
     )
     return attack
 
@@ -172,7 +181,7 @@ def shape(
             wanted = wanted_map(name, *image.shape[1:], label, settings["size"])
             known = {key: settings[key] for key in ("iterations", "step", "stop")}
             try:
-                attack = reach(network, image, wanted, name=f"{name} on {start}", **known)
+                attack = reach(network, image, wanted, name=f"{name} on {start}", device=device, **known)
             except AttackError as error:
                 raise ValueError(f"{path}: {error}") from error
             r = attack.perturbation[0].float().cpu().numpy()

@@ -230,7 +230,7 @@ rule plot_examples:
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.figures", "dag.results"),
+        code=code("dag.figures", "dag.results", "dag.scores"),
     script:
         "../scripts/plot_examples.py"
 

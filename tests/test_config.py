@@ -224,7 +224,7 @@ MISTAKES = {
         "figures.mine.images: ",
     ),
     "named images that are to be chosen": (
-        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"images": ["001001"], "choose": "clean"}}}),
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"images": ["1"], "choose": "clean"}}}),
         "figures.mine: choose has no say in images that are named; give their number",
     ),
     "rows of several victims": (
