@@ -158,15 +158,15 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
 
 
 def _check_choice(place: str, entry: dict) -> None:
-    """Refuse a way to choose images, or a layout, that does not fit the rest of a figure."""
-    if entry.get("choose") == "clean" and not isinstance(entry["images"], int):
+    """Refuse a way to choose images, or an arrangement, that does not fit the rest of a figure."""
+    if entry.get("choose") == "clean" and not isinstance(entry.get("images"), int):
         raise ValueError(f"configuration, {place}: choose has no say in images that are named; give their number")
-    if entry.get("layout") == "rows":
-        for panel in entry["panels"]:
+    if entry.get("arrangement") == "rows":
+        for panel in entry.get("panels", []):
             if len(panel["victims"]) > 1:
                 raise ValueError(
-                    f"configuration, {place}: a panel of the layout rows has one victim, not {len(panel['victims'])}; "
-                    "make a panel for each, or choose another layout"
+                    f"configuration, {place}: a panel of the arrangement rows has one victim, "
+                    f"not {len(panel['victims'])}; make a panel for each, or choose another arrangement"
                 )
 
 

@@ -483,11 +483,15 @@ def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point
         if any(_overlap(spot, other) for other in taken):
             continue
         taken.append(spot)
-        colour = _colour(label)
-        ink = _ink(colour)
-        outline = [withStroke(linewidth=1.5, foreground=colour if ink == "black" else "black")]
         axes.text(
-            x, y, _name(label), fontsize=LABEL_SIZE, color=ink, ha="center", va="center_baseline", path_effects=outline
+            x,
+            y,
+            _name(label),
+            fontsize=LABEL_SIZE,
+            color="white",
+            ha="center",
+            va="center_baseline",
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
         )
 
 

@@ -34,9 +34,9 @@ blocks = example_blocks(
     params.symbols,
 )
 note = choice(params.entry, len(images))
-if params.entry["layout"] == "rows":
+if params.entry["arrangement"] == "rows":
     figure = figures.examples([block["victims"][0] | block for block in blocks], note=note)
-elif params.entry["layout"] == "columns":
+elif params.entry["arrangement"] == "columns":
     figure = figures.transfer_examples(blocks, note=note)
 else:
     figure = figures.paired_examples(blocks, note=note)

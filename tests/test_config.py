@@ -64,7 +64,7 @@ def rows(*perturbations: str) -> dict:
 
 def panel(perturbation: str, victim: str, images: int = 1) -> dict:
     panels = [{"perturbation": perturbation, "victims": [victim]}]
-    return figure(kind="examples", images=images, layout="rows", panels=panels)
+    return figure(kind="examples", images=images, arrangement="rows", panels=panels)
 
 
 def shaped(**entry) -> dict:
@@ -228,10 +228,10 @@ MISTAKES = {
         "figures.mine: choose has no say in images that are named; give their number",
     ),
     "rows of several victims": (
-        figure(kind="examples", images=1, layout="rows", panels=[
+        figure(kind="examples", images=1, arrangement="rows", panels=[
             {"perturbation": "mini-fr-zf-07", "victims": ["mini-fr-zf-07", "mini-fcn-alex"]}
         ]),
-        "figures.mine: a panel of the layout rows has one victim, not 2; make a panel for each, or choose another",
+        "figures.mine: a panel of the arrangement rows has one victim, not 2; make a panel for each, or choose",
     ),
     "an unknown way to choose": (
         merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"choose": "effect"}}}),
