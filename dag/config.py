@@ -159,6 +159,10 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
 
 def _check_choice(place: str, entry: dict) -> None:
     """Refuse a way to choose images, or an arrangement, that does not fit the rest of a figure."""
+    if "choose" in entry and entry["kind"] != "examples":
+        raise ValueError(
+            f"configuration, {place}: choose is for examples, whose victims have clean scores; leave it out"
+        )
     if entry.get("choose") == "clean" and not isinstance(entry.get("images"), int):
         raise ValueError(f"configuration, {place}: choose has no say in images that are named; give their number")
     if entry.get("arrangement") == "rows":

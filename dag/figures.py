@@ -387,10 +387,9 @@ def _gallery(
     classes, scored = _drawn(blocks)
     across = max(1, int((2 * margin + gutter + (cell + gap) * columns) / 0.95))
     legend_lines = -(-len(classes) // across)
-    if scored:
-        words = f"{words} Detections with a score of at least {threshold:g}.".strip()
     width = 2 * margin + gutter + cell * columns + gap * (columns - 1)
-    notes = _wrapped(words, width - 2 * margin, size=6)
+    sentences = [words, f"Detections with a score of at least {threshold:g}." if scored else ""]
+    notes = [line for sentence in sentences for line in _wrapped(sentence, width - 2 * margin, size=6)]
     note = line_height * len(notes)
     below = note + (line_height * legend_lines + 0.08 if classes else 0)
 

@@ -241,6 +241,9 @@ MISTAKES = {
     "shapes of a detector": (
         shaped(network="mini-fr-zf-07"), "figures.mine: network 'mini-fr-zf-07' labels no pixels; name one for",
     ),
+    "shapes on chosen images": (
+        shaped(choose="clean"), "figures.mine: choose is for examples, whose victims have clean scores; leave it out",
+    ),
     "an unknown shape": (
         shaped(shapes={"star": "bus"}),
         "figures.mine.shapes: unknown key 'star'; known keys are circle, square, strips",

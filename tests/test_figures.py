@@ -266,7 +266,7 @@ def test_paired_examples_put_the_truth_between_clean_and_perturbed():
     assert left[:3] == left[3:6] == left[6:] and left[0] < left[1] < left[2]
     words = [text.get_text() for text in figure.texts]
     assert {"image", "ZF", "Alex", "clean", "perturbed"} <= set(words)
-    assert words[-1] == "Chosen by lot. Detections with a score of at least 0.5."
+    assert words[-1] == "Chosen by lot.\nDetections with a score of at least 0.5."
 
 
 def test_classes_are_named_where_they_are_widest():
