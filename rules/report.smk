@@ -244,7 +244,7 @@ rule plot_shapes:
         svg="results/{experiment}/figures/{product}.svg",
         png=report(
             "results/{experiment}/figures/{product}.png",
-            caption="../report/figure2.rst",
+            caption="../report/shapes.rst",
             category="Figures",
             labels={"figure": "{product}"},
         ),
