@@ -37,6 +37,16 @@ def attack_seconds(config: dict, source: str, images: int) -> float:
     return images * iterations * cost["iteration"] / (1000 * config["gpu_tflops"])
 
 
+def shape_seconds(config: dict, entry: dict) -> float:
+    """Estimated GPU seconds of the shaped examples of a figure, all of its iterations; 0 without `cost`."""
+    cost = config["networks"][entry["network"]].get("cost")
+    if cost is None:
+        return 0.0
+    images = entry["images"] if isinstance(entry["images"], int) else len(entry["images"])
+    examples = (images + ("noise" in entry)) * len(entry["shapes"])
+    return examples * entry["attack"]["iterations"] * cost["iteration"] / (1000 * config["gpu_tflops"])
+
+
 def predict_seconds(config: dict, entry: dict, image_set: str, images: int) -> float:
     """Estimated GPU seconds of all cells of a table or figure on so many images of an image set."""
     rendered = len(entry.get("pixels", config["pixels"]))

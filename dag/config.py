@@ -144,12 +144,36 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
     for victim in victims(entry):
         if victim not in config["networks"]:
             raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
+    _check_choice(place, entry)
+    if entry.get("kind") == "shapes":
+        network = entry["network"]
+        if network not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
+        if config["networks"][network]["task"] != "segmentation":
+            raise ValueError(f"configuration, {place}: network {network!r} labels no pixels; name one for segmentation")
     for row in _named(entry):
         try:
             _check_row(config, entry.get("kind", entry.get("layout")), row)
         except ValueError as error:
             raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
     _check_paper(place, entry)
+
+
+def _check_choice(place: str, entry: dict) -> None:
+    """Refuse a way to choose images, or an arrangement, that does not fit the rest of a figure."""
+    if "choose" in entry and entry["kind"] != "examples":
+        raise ValueError(
+            f"configuration, {place}: choose is for examples, whose victims have clean scores; leave it out"
+        )
+    if entry.get("choose") == "clean" and not isinstance(entry.get("images"), int):
+        raise ValueError(f"configuration, {place}: choose has no say in images that are named; give their number")
+    if entry.get("arrangement") == "rows":
+        for panel in entry.get("panels", []):
+            if len(panel["victims"]) > 1:
+                raise ValueError(
+                    f"configuration, {place}: a panel of the arrangement rows has one victim, "
+                    f"not {len(panel['victims'])}; make a panel for each, or choose another arrangement"
+                )
 
 
 def _check_paper(place: str, entry: dict) -> None:
@@ -323,7 +347,9 @@ def _without_nulls(mapping: dict) -> dict:
 def networks(config: dict) -> list[str]:
     """Networks that `all` runs, in order of first appearance."""
     sources = [network_of(source) for source, _ in all_source_sets(config)]
-    return list(dict.fromkeys([*sources, *(name for entry in products(config).values() for name in victims(entry))]))
+    entries = products(config).values()
+    shaped = [entry["network"] for entry in entries if entry.get("kind") == "shapes"]
+    return list(dict.fromkeys([*sources, *(name for entry in entries for name in victims(entry)), *shaped]))
 
 
 def with_local_voc(config: dict) -> dict:
@@ -346,6 +372,7 @@ def with_local_voc(config: dict) -> dict:
     sets = {}
     used = {image_set for _, image_set in all_source_sets(config)}
     used |= {image_set for entry in products(config).values() for image_set in image_sets(entry)}
+    used |= {entry["image_set"] for entry in products(config).values() if entry.get("kind") == "shapes"}
     for name, entry in config["image_sets"].items():
         own = all(part["list"].startswith("{voc}/") for part in entry["parts"])
         lists = [Path(part["list"].format(voc=config["voc"])) for part in entry["parts"]]

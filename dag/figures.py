@@ -18,11 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from dag.perturbation import CONTROLS, apply, perceptibility
 from dag.voc import CLASSES, VOID, colour_map
@@ -275,22 +277,28 @@ def convergence(curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str
 
 @matplotlib.rc_context(STYLE)
 def examples(
-    rows: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5, truth_title: str = "ground truth"
+    rows: Sequence[Mapping],
+    magnify: float = 10,
+    threshold: float = 0.5,
+    truth_title: str = "ground truth",
+    note: str = "",
 ) -> Figure:
-    """What perturbations of one or several sources do to their own predictions (Figures 1 and 2).
+    """What perturbations do to the predictions of one victim each (Figures 2 and 6).
 
     Parameters
     ----------
     rows : sequence of dict
-        One per source: label; status of the attack (may be absent); image and perturbation,
-        (3, H, W) in grey levels; truth, before and after, each either a label map (H, W) or
-        detections {"boxes": (D, 4), "labels": (D,), "scores": (D,)}, the truth without scores.
+        One per example: label; status of the attack (may be absent, or be put in other words as
+        outcome); image and perturbation, (3, H, W) in grey levels; truth, before and after, each either
+        a label map (H, W) or detections {"boxes": (D, 4), "labels": (D,), "scores": (D,)}, the truth without scores.
     magnify : float
         Factor by which the perturbation is magnified; grey is 0.
     threshold : float
         Detections with a lower score are not drawn.
     truth_title : str
         Heading of the column of `truth`, e.g. "wanted" for shaped examples.
+    note : str
+        A sentence below the figure, e.g. how the images were chosen.
     """
     headings = ["image", f"perturbation × {magnify:g}\n(grey: 0)", "perturbed image", truth_title]
     headings += ["prediction,\nclean image", "prediction,\nperturbed image"]
@@ -301,19 +309,19 @@ def examples(
         pictures = [(image, None), (_grey(r, magnify), None), (perturbed, None)]
         pictures += [(image, row["truth"]), (image, row["before"]), (perturbed, row["after"])]
         blocks.append((_summary(row), headings if k == 0 else [], {"": pictures}))
-    return _gallery(blocks, threshold)
+    return _gallery(blocks, threshold, note)
 
 
 @matplotlib.rc_context(STYLE)
-def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5) -> Figure:
-    """One perturbation against several victims, clean above perturbed (Figures 5 and 6).
+def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5, note: str = "") -> Figure:
+    """One perturbation against several victims, clean above perturbed (Figure 5).
 
     Parameters
     ----------
     blocks : sequence of dict
-        One per perturbation: label (e.g. "r1 + r3"); status (may be absent); image, perturbation
-        and truth as of `examples`; victims, a sequence of dicts {"label", "before", "after"}.
-    magnify, threshold
+        One per perturbation: label (e.g. "r1 + r3"); status (may be absent); image and perturbation
+        as of `examples`; victims, a sequence of dicts {"label", "truth", "before", "after"}.
+    magnify, threshold, note
         As of `examples`.
     """
     drawn = []
@@ -322,7 +330,7 @@ def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold:
         perturbed = apply(image, r, "float")
         headings = ["image", f"ground truth /\nperturbation × {magnify:g}", *(victim["label"] for victim in victims)]
         lines = {
-            "clean": [(image, None), (image, block["truth"]), *((image, victim["before"]) for victim in victims)],
+            "clean": [(image, None), (image, _truths(victims)), *((image, victim["before"]) for victim in victims)],
             "perturbed": [
                 (perturbed, None),
                 (_grey(r, magnify), None),
@@ -330,14 +338,44 @@ def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold:
             ],
         }
         drawn.append((_summary(block), headings, lines))
-    return _gallery(drawn, threshold)
+    return _gallery(drawn, threshold, note)
 
 
-# An image and what is drawn of it: None (the image itself), a label map, or detections.
-Picture = tuple[NDArray, NDArray | Mapping | None]
+@matplotlib.rc_context(STYLE)
+def paired_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5, note: str = "") -> Figure:
+    """One perturbation that misleads several victims, clean on the left, perturbed on the right (Figure 1).
+
+    Parameters
+    ----------
+    blocks, magnify, threshold, note
+        As of `transfer_examples`.
+    """
+    drawn = []
+    for block in blocks:
+        image, r = block["image"], block["perturbation"]
+        perturbed = apply(image, r, "float")
+        lines = {"image": [(image, None), (_grey(r, magnify), None), (perturbed, None)]}
+        for victim in block["victims"]:
+            lines[victim["label"]] = [(image, victim["before"]), (image, victim["truth"]), (perturbed, victim["after"])]
+        headings = ["clean", f"perturbation × {magnify:g} (grey: 0)\nabove the ground truth", "perturbed"]
+        drawn.append((_summary(block), headings, lines))
+    return _gallery(drawn, threshold, note)
 
 
-def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], threshold: float) -> Figure:
+def _truths(victims: Sequence[Mapping]) -> list[NDArray | Mapping]:
+    """Ground truth of all tasks among the victims, a label map first."""
+    truths = [victim["truth"] for victim in victims]
+    maps = [truth for truth in truths if isinstance(truth, np.ndarray)]
+    return maps[:1] + [truth for truth in truths if isinstance(truth, Mapping)][:1]
+
+
+# An image and what is drawn of it: None (the image itself), a label map, detections, or a list of these.
+Picture = tuple[NDArray, NDArray | Mapping | list | None]
+
+
+def _gallery(
+    blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], threshold: float, words: str = ""
+) -> Figure:
     """Blocks of (caption, headings, lines of pictures by the text at their left), one below the other.
 
     Everything is placed in inches, so that pictures are of one width and texts find their room.
@@ -348,8 +386,12 @@ def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], 
     cell = min((PAGE - 2 * margin - gutter - gap * (columns - 1)) / columns, 1.8)
     classes, scored = _drawn(blocks)
     across = max(1, int((2 * margin + gutter + (cell + gap) * columns) / 0.95))
-    note = line_height if scored else 0
-    below = note + (line_height * -(-len(classes) // across) + 0.08 if classes else 0)
+    legend_lines = -(-len(classes) // across)
+    width = 2 * margin + gutter + cell * columns + gap * (columns - 1)
+    sentences = [words, f"Detections with a score of at least {threshold:g}." if scored else ""]
+    notes = [line for sentence in sentences for line in _wrapped(sentence, width - 2 * margin, size=6)]
+    note = line_height * len(notes)
+    below = note + (line_height * legend_lines + 0.08 if classes else 0)
 
     # From the top down, each with its distance from the top and its height.
     titles, strips, y = [], [], margin
@@ -362,12 +404,14 @@ def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], 
             strips.append((y, high, side, pictures))
             y += high + gap
         y += 0.08
-    width, height = 2 * margin + gutter + cell * columns + gap * (columns - 1), y + below
+    height = y + below
     figure = Figure(figsize=(width, height))
     corners = [(margin + gutter + k * (cell + gap)) / width for k in range(columns)]
 
     for y, high, caption, headings in titles:
-        figure.text(margin / width, 1 - y / height, caption, va="top", fontweight="bold")
+        # shrunk if it is too long; print is a little wider than the outlines
+        size = 7.5 * min(1, 0.97 * (width - 2 * margin) / text_width(caption, weight="bold"))
+        figure.text(margin / width, 1 - y / height, caption, va="top", fontweight="bold", fontsize=size)
         for x, heading in zip(corners, headings, strict=False):
             centre = x + cell / 2 / width
             figure.text(centre, 1 - (y + high) / height, heading, ha="center", va="bottom", fontsize=7, linespacing=1.1)
@@ -377,9 +421,8 @@ def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], 
         for x, (image, prediction) in zip(corners, pictures, strict=False):
             axes = figure.add_axes((x, 1 - (y + high) / height, cell / width, high / height), anchor="N")
             _draw(axes, image, prediction, threshold, cell)
-    if scored:
-        words = f"Detections with a score of at least {threshold:g}."
-        figure.text(margin / width, 0.04 / height, words, va="bottom", fontsize=6, color="0.3")
+    if notes:
+        figure.text(margin / width, 0.04 / height, "\n".join(notes), va="bottom", fontsize=6, color="0.3")
     if classes:
         patches = [
             Patch(facecolor=_colour(label), edgecolor="0.5", linewidth=0.4, label=_name(label)) for label in classes
@@ -388,7 +431,7 @@ def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], 
             handles=patches,
             loc="lower center",
             bbox_to_anchor=(0.5, note / height),
-            ncols=across,
+            ncols=-(-len(classes) // legend_lines),
             handlelength=1,
             handletextpad=0.4,
             columnspacing=1,
@@ -398,19 +441,62 @@ def _gallery(blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], 
 
 
 def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, threshold: float, inches: float) -> None:
-    """An image, its label map, or the image with its detections, `inches` wide."""
+    """An image, its label map, or either with detections, `inches` wide."""
     _, height, width = image.shape
     axes.set_axis_off()
-    if isinstance(prediction, np.ndarray):
-        if prediction.shape != (height, width):
-            raise ValueError(f"a label map of shape {prediction.shape} does not fit an image of shape {image.shape}")
-        axes.imshow(colour_map()[prediction], interpolation="nearest")
-        return
-    axes.imshow(np.rint(image.transpose(1, 2, 0)).astype(np.uint8))
-    if prediction is None:
-        return
+    drawn = prediction if isinstance(prediction, list) else [prediction]
     # Pixels of the image per point of print.
     point = width / (72 * inches)
+    if isinstance(drawn[0], np.ndarray):
+        _draw_label_map(axes, drawn[0], (height, width), None if len(drawn) > 1 else point)
+    else:
+        axes.imshow(np.rint(image.transpose(1, 2, 0)).astype(np.uint8))
+    if isinstance(drawn[-1], Mapping):
+        _draw_detections(axes, drawn[-1], (height, width), threshold, point)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point: float | None) -> None:
+    """A label map in VOC's colours, with the name of every class where it is widest, if there is room.
+
+    Without `point`, pixels per point of print, nothing is named.
+    """
+    if label_map.shape != size:
+        raise ValueError(f"a label map of shape {label_map.shape} does not fit an image of size {size}")
+    axes.imshow(colour_map()[label_map], interpolation="nearest")
+    taken: list[tuple[float, float, float, float]] = []
+    for label in np.unique(label_map) if point else ():
+        if label in (0, VOID):
+            continue
+        # how far every pixel is from the next one of another class, or from the border of the picture
+        depth = distance_transform_edt(np.pad(label_map == label, 1))[1:-1, 1:-1]
+        if depth.max() < 0.6 * LABEL_SIZE * point:
+            continue
+        rows, columns = np.nonzero(depth >= 0.9 * depth.max())
+        inside = np.nonzero(label_map == label)
+        nearest = np.hypot(rows - inside[0].mean(), columns - inside[1].mean()).argmin()
+        y, x = rows[nearest], columns[nearest]
+        half = (36 * text_width(_name(label), LABEL_SIZE) + 1) * point
+        x = min(max(x, half), size[1] - half)
+        spot = (x - half, y - LABEL_SIZE / 2 * point, x + half, y + LABEL_SIZE / 2 * point)
+        if any(_overlap(spot, other) for other in taken):
+            continue
+        taken.append(spot)
+        axes.text(
+            x,
+            y,
+            _name(label),
+            fontsize=LABEL_SIZE,
+            color="white",
+            ha="center",
+            va="center_baseline",
+            path_effects=[withStroke(linewidth=1.5, foreground="black")],
+        )
+
+
+def _draw_detections(axes: Axes, prediction: Mapping, size: tuple[int, int], threshold: float, point: float) -> None:
+    """Boxes with class and score; `point`: pixels per point of print."""
+    height, width = size
     taken: list[tuple[float, float, float, float]] = []
     scores = prediction.get("scores")
     order = range(len(prediction["labels"])) if scores is None else np.argsort(-scores, kind="stable")
@@ -450,12 +536,22 @@ def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, thre
             va="center_baseline",
             bbox={"boxstyle": "square,pad=0.12", "facecolor": colour, "edgecolor": "none"},
         )
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def text_width(text: str, size: float = 7.5) -> float:
+def text_width(text: str, size: float = 7.5, weight: str = "normal") -> float:
     """Width of a line of print in inches."""
-    return TextPath((0, 0), text, size=size).get_extents().x1 / 72
+    return TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).get_extents().x1 / 72
+
+
+def _wrapped(text: str, inches: float, size: float) -> list[str]:
+    """Lines of a text that are no longer than `inches`."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and text_width(f"{lines[-1]} {word}", size) <= inches:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _overlap(a: tuple, b: tuple) -> float:
@@ -465,7 +561,13 @@ def _overlap(a: tuple, b: tuple) -> float:
 
 def _drawn(blocks: Sequence[tuple]) -> tuple[list[int], bool]:
     """Classes of all label maps, background first, void last; and whether there are scored detections."""
-    predictions = [prediction for _, _, lines in blocks for pictures in lines.values() for _, prediction in pictures]
+    predictions = [
+        part
+        for _, _, lines in blocks
+        for pictures in lines.values()
+        for _, prediction in pictures
+        for part in (prediction if isinstance(prediction, list) else [prediction])
+    ]
     maps = [prediction for prediction in predictions if isinstance(prediction, np.ndarray)]
     scored = any(isinstance(prediction, Mapping) and "scores" in prediction for prediction in predictions)
     return sorted(set().union(*(np.unique(label_map).tolist() for label_map in maps))), scored
@@ -485,8 +587,9 @@ def _grey(r: NDArray, magnify: float) -> NDArray:
 
 def _summary(row: Mapping) -> str:
     r = row["perturbation"]
-    status = f"{row['status']}, " if "status" in row else ""
-    return f"{row['label']}: {status}max |r| = {np.abs(r).max():.1f}, p = {1000 * perceptibility(r):.1f} · 10⁻³"
+    outcome = row.get("outcome", row.get("status"))
+    size = f"max |r| = {np.abs(r).max():.1f}, p = {1000 * perceptibility(r):.1f} · 10⁻³"
+    return f"{row['label']}: " + (f"{outcome}, " if outcome else "") + size
 
 
 def line_style(k: int) -> dict:

@@ -36,7 +36,8 @@ def provenance(
     sources : iterable of Path
         Shards of the perturbations of sources.
     products : mapping
-        {name of a table or figure: {"manifests": of its cells, "files": what it consists of}}.
+        {name of a table or figure: {"manifests": of its cells, "files": what it consists of, and for shaped
+        examples "shapes": their shards}}.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def provenance(
                 f"{path}: made by another network {network}, or with other weights, than the shards before it; "
                 "run the workflow again to bring all up to date"
             )
-        image_sets.setdefault(images, set()).update(header["ids"])
+        image_sets.setdefault(images, set()).update(header.get("images", header["ids"]))
         groups.setdefault((kind, header.get("source", network), images), []).append(header)
         return header["key"]
 
@@ -76,6 +77,8 @@ def provenance(
     made = {}
     for name, entry in products.items():
         cells = {path for manifest in entry["manifests"] for path in read_manifest(manifest).values()}
+        for path in entry.get("shapes", []):
+            note(path, "shapes")
         noted |= {path: note(path, "predictions") for path in sorted(cells - noted.keys())}
         files = {Path(path).name: store.file_digest(path) for path in entry["files"]}
         made[name] = {"cells": store.key(sorted(noted[path] for path in cells)), "files": files}

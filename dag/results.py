@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from numpy.typing import NDArray
 
+from dag import config as plan
 from dag import store, voc
 from dag.cells import detections_of, read_manifest
 from dag.perturbation import parse
@@ -49,6 +51,69 @@ def records(shards: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dic
     return list(sources.values())
 
 
+def best(images: Sequence[tuple[Path, str]], scores: NDArray, count: int) -> list[tuple[Path, str]]:
+    """The images on which the victims do best, best first; the effect of a perturbation plays no part.
+
+    Parameters
+    ----------
+    images : sequence of (root, image id)
+    scores : ndarray (victims, images)
+        On the clean images, see `dag.scores.clean_scores`; the mean over the victims counts.
+        An image that is NaN for one of them is left out.
+    count : int
+        How many; of equal images the earlier ones.
+
+    Raises
+    ------
+    ValueError
+        If no image is left.
+    """
+    mean = np.mean(scores, axis=0)
+    order = [k for k in np.argsort(-mean, kind="stable") if np.isfinite(mean[k])]
+    if not order:
+        raise ValueError("no image has something to find for every victim; name images by their ids instead")
+    return [images[k] for k in order[:count]]
+
+
+def choice(entry: Mapping, images: int) -> str:
+    """In words, how the images of an entry of `figures` were chosen out of so many."""
+    if not isinstance(entry["images"], int):
+        return "Images named in the configuration."
+    if entry.get("choose") == "clean":
+        return (
+            f"Chosen among {images} images by the predictions on the clean image only: "
+            "those on which the victims do best (foreground mIoU, mAP)."
+        )
+    return f"Chosen evenly spaced among {images} images."
+
+
+def shaped_examples(shard: Path) -> list[dict]:
+    """Shaped examples in the form of the rows of `dag.figures.examples`.
+
+    Parameters
+    ----------
+    shard : Path
+        Of `dag.shapes.shape`.
+
+    Returns
+    -------
+    list of dict
+        label, outcome, image, perturbation, truth (the wanted map), before and after, and all attributes.
+    """
+    rows: dict[str, dict] = {}
+    with store.reading(shard, "shapes") as file:
+        for name in store.read_attributes(shard, "shapes"):
+            array, known = store.get(file, name)
+            example, _, part = name.rpartition(".")
+            rows.setdefault(example, dict(known))["truth" if part == "wanted" else part] = array
+    for row in rows.values():
+        start = "uniform noise" if row["start"] == "noise" else row["start"]
+        row["label"] = f"{row['class']} as {row['shape']} on {start}"
+        reached = f"{100 * row['reached']:.1f} % as wanted"
+        row["outcome"] = f"{row['status']} ({row['iterations']} iterations), {reached}"
+    return list(rows.values())
+
+
 def example_blocks(
     images: Sequence[tuple[Path, str]],
     panels: Sequence[Mapping],
@@ -77,8 +142,8 @@ def example_blocks(
     -------
     list of dict
         One per image and panel, images outermost: label, status where there is one source, image,
-        perturbation, truth (of the first victim's task) and victims, a list of {label, before,
-        after}.
+        perturbation and victims, a list of {label, truth, before, after}.  A single victim that is
+        not the source is part of the label.
     """
     labels = {name: entry["label"] for name, entry in networks.items()}
     shards = [read_manifest(path) for path in manifests]
@@ -87,17 +152,20 @@ def example_blocks(
         for panel in panels:
             name = panel["perturbation"]
             r, known = _find(perturbations[name], image_id, "perturbations")
+            sources = parse(name).sources
+            label = row_label(name, labels, symbols)
+            if len(panel["victims"]) == 1 and panel["victims"] != [plan.network_of(source) for source in sources]:
+                label += f" → {labels[panel['victims'][0]]}"
             block = {
-                "label": f"{row_label(name, labels, symbols)} on {image_id}",
+                "label": f"{label} on {image_id}",
                 "image": voc.read_image(root, image_id),
                 "perturbation": r,
-                "truth": _truth(root, image_id, networks[panel["victims"][0]]["task"]),
                 "victims": [],
             }
-            if len(parse(name).sources) == 1:
+            if len(sources) == 1:
                 block["status"] = known["status"]
             for victim in panel["victims"]:
-                seen = {"label": labels[victim]}
+                seen = {"label": labels[victim], "truth": _truth(root, image_id, networks[victim]["task"])}
                 for when, perturbation in (("before", "none"), ("after", name)):
                     paths = [shard[victim, perturbation, "float"] for shard in shards]
                     array, _ = _find(paths, image_id, "predictions")

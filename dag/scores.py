@@ -83,6 +83,30 @@ def score(
     ]
 
 
+def clean_scores(manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict]) -> NDArray:
+    """How well every victim does on every clean image, each taken as a set of its own.
+
+    Parameters
+    ----------
+    manifests, images, networks
+        As of `score`.
+
+    Returns
+    -------
+    ndarray, float64 (victims, images)
+        Foreground mIoU or mAP in percent; NaN where an image has nothing to find.
+    """
+    shards = [read_manifest(manifest) for manifest in manifests]
+    alone = np.ones((1, 1), np.int64)
+    found = []
+    for victim, entry in networks.items():
+        task, name = entry["task"], "companion" if entry["task"] == "segmentation" else "score"
+        predictions, _ = _predictions([shard[victim, "none", "float"] for shard in shards], images)
+        pairs = zip(_truth(images, task), predictions, strict=True)
+        found.append([_values(task, [truth], [prediction], alone)[name][0] for truth, prediction in pairs])
+    return np.array(found, np.float64)
+
+
 def _cells(values: dict) -> list[dict]:
     """Cells of one victim in their reported form, means of the draws of controls included."""
     values = values | _means_of_draws(values)

@@ -1,6 +1,7 @@
 """Perturbations: made by sources, added up, scaled, and controls of all of them.
 
 PRODUCTS  results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5
+          results/{experiment}/shapes/{product}.h5
 
 What is not made by a source is temporary: sums, multiples and controls follow from the sources in seconds and
 would multiply the storage.
@@ -32,6 +33,40 @@ rule perturb:
         code=code("dag.generate"),
     script:
         "../scripts/perturb.py"
+
+
+rule shape:
+    """Shaped examples: natural images and noise that a segmentation network labels as a chosen map."""
+    input:
+        weights=lambda wildcards: list(weights(product(wildcards.product)["network"]).values()),
+        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
+    output:
+        "results/{experiment}/shapes/{product}.h5",
+    log:
+        "logs/shape/{experiment}/{product}.txt",
+    benchmark:
+        "results/{experiment}/benchmarks/shape/{product}.tsv"
+    wildcard_constraints:
+        product=of_kind("kind", "shapes"),
+    conda:
+        "../environment.yml"
+    resources:
+        gpu=lambda wildcards: budget.gpus(config, [product(wildcards.product)["network"]]),
+        mem_mb=lambda wildcards: budget.memory_mb(config, [product(wildcards.product)["network"]]),
+        runtime=shape_minutes,
+    params:
+        network=lambda wildcards: network(product(wildcards.product)["network"]),
+        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
+        given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
+        entry=lambda wildcards: {
+            key: value
+            for key, value in product(wildcards.product).items()
+            if key in ("images", "noise", "shapes", "size", "attack")
+        },
+        seed=config["seed"],
+        code=code("dag.shapes"),
+    script:
+        "../scripts/shape.py"
 
 
 rule combine:

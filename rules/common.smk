@@ -251,13 +251,26 @@ def manifests_of(name):
 
 def made_products():
     """What the tables and figures of `all` are made of, and their files."""
-    made = {name: {"manifests": manifests_of(name), "files": files_of(name)} for name in config["targets"]}
+    made = {
+        name: {"manifests": manifests_of(name), "files": files_of(name), "shapes": shapes_of(name)}
+        for name in config["targets"]
+    }
     return made | {"about": {"manifests": [], "files": about()}}
 
 
 def made_files(wildcards):
     """Every file of the tables and figures of `all`, and the manifests of their cells."""
     return [file for entry in made_products().values() for files in entry.values() for file in files]
+
+
+def shapes_of(name):
+    """The shard of the shaped examples that a figure shows."""
+    return [f"{RESULTS}/shapes/{name}.h5"] if product(name).get("kind") == "shapes" else []
+
+
+def shape_minutes(wildcards):
+    """Run time to ask a scheduler for."""
+    return budget.run_time_minutes(budget.shape_seconds(config, product(wildcards.product)), small=120)
 
 
 def about():

@@ -231,7 +231,7 @@ rule plot_examples:
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.figures", "dag.results"),
+        code=code("dag.figures", "dag.results", "dag.scores"),
     script:
         "../scripts/plot_examples.py"
 
@@ -294,6 +294,34 @@ rule write_gallery:
         code=code("dag.gallery", "dag.tables"),
     script:
         "../scripts/write_gallery.py"
+
+
+rule plot_shapes:
+    """Figure 2: shaped examples, from natural images and from noise."""
+    input:
+        "results/{experiment}/shapes/{product}.h5",
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/shapes.rst",
+            category="Figures",
+            labels={"figure": "{product}"},
+        ),
+    log:
+        "logs/plot_shapes/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=of_kind("kind", "shapes"),
+    conda:
+        "../environment.yml"
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        images=lambda wildcards: image_set(product(wildcards.product)["image_set"])["size"],
+        label=lambda wildcards: printed(product(wildcards.product)["network"]),
+        code=code("dag.figures", "dag.results"),
+    script:
+        "../scripts/plot_shapes.py"
 
 
 rule write_index:

@@ -8,7 +8,8 @@ start(snakemake.log[0])
 
 from dag import config as plan
 from dag import figures, voc
-from dag.results import example_blocks
+from dag.results import best, choice, example_blocks
+from dag.scores import clean_scores
 
 
 def paths(files, part):
@@ -18,17 +19,26 @@ def paths(files, part):
 params, settings = snakemake.params, snakemake.params.image_set
 images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
 images = voc.without_shards(images, params.given_up, settings["shard_size"])
+manifests = [Path(path) for path in snakemake.input.manifests]
+if params.entry.get("choose") == "clean":
+    victims = {victim: params.networks[victim] for victim in plan.victims(params.entry)}
+    chosen = best(images, clean_scores(manifests, images, victims), params.entry["images"])
+else:
+    chosen = voc.chosen(images, params.entry["images"])
 blocks = example_blocks(
-    voc.chosen(images, params.entry["images"]),
+    chosen,
     params.entry["panels"],
     {row: paths(snakemake.input.perturbations, f"/{row}/") for row in plan.rows(params.entry)},
-    [Path(path) for path in snakemake.input.manifests],
+    manifests,
     params.networks,
     params.symbols,
 )
-if all(len(block["victims"]) == 1 for block in blocks):
-    figure = figures.examples([block | block["victims"][0] | {"label": block["label"]} for block in blocks])
+note = choice(params.entry, len(images))
+if params.entry["arrangement"] == "rows":
+    figure = figures.examples([block["victims"][0] | block for block in blocks], note=note)
+elif params.entry["arrangement"] == "columns":
+    figure = figures.transfer_examples(blocks, note=note)
 else:
-    figure = figures.transfer_examples(blocks)
+    figure = figures.paired_examples(blocks, note=note)
 figures.save(figure, snakemake.output.svg)
 figures.save(figure, snakemake.output.png)

@@ -39,6 +39,20 @@ def test_predictions_cost_a_pass_per_victim_perturbation_and_rendering(config):
     assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.5)
 
 
+def test_shaped_examples_cost_all_their_iterations(config):
+    # 2 images and noise, 3 shapes, 100 iterations x 300 GFLOP at 10 TFLOP/s
+    entry = {
+        "network": "big",
+        "images": 2,
+        "noise": [9, 9],
+        "shapes": dict.fromkeys("abc"),
+        "attack": {"iterations": 100},
+    }
+    assert budget.shape_seconds(config, entry) == pytest.approx(27)
+    assert budget.shape_seconds(config, entry | {"images": ["x"]}) == pytest.approx(18)
+    assert budget.shape_seconds(config, entry | {"network": "small"}) == 0
+
+
 def test_only_networks_with_a_cost_ask_for_a_gpu_and_more_memory(config):
     assert budget.gpus(config, ["small"]) == 0 and budget.gpus(config, ["small", "big"]) == 1
     assert budget.memory_mb(config, ["small"]) == 4000 and budget.memory_mb(config, ["small", "big"]) == 9000

@@ -63,7 +63,14 @@ def rows(*perturbations: str) -> dict:
 
 
 def panel(perturbation: str, victim: str, images: int = 1) -> dict:
-    return figure(kind="examples", images=images, panels=[{"perturbation": perturbation, "victims": [victim]}])
+    panels = [{"perturbation": perturbation, "victims": [victim]}]
+    return figure(kind="examples", images=images, arrangement="rows", panels=panels)
+
+
+def shaped(**entry) -> dict:
+    """Shaped examples, with some entries changed."""
+    base = {"kind": "shapes", "network": "mini-fcn-vgg", "images": 1, "shapes": {"circle": "bus"}, "size": 0.5}
+    return figure(**base | {"attack": {"iterations": 9, "step": 0.5, "stop": 0}} | entry)
 
 
 # Sound configurations
@@ -239,6 +246,36 @@ MISTAKES = {
     "no images in examples": (
         panel("mini-fr-zf-07", "mini-fr-zf-07", images=0),
         "figures.mine.images: ",
+    ),
+    "named images that are to be chosen": (
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"images": ["1"], "choose": "clean"}}}),
+        "figures.mine: choose has no say in images that are named; give their number",
+    ),
+    "rows of several victims": (
+        figure(kind="examples", images=1, arrangement="rows", panels=[
+            {"perturbation": "mini-fr-zf-07", "victims": ["mini-fr-zf-07", "mini-fcn-alex"]}
+        ]),
+        "figures.mine: a panel of the arrangement rows has one victim, not 2; make a panel for each, or choose",
+    ),
+    "an unknown way to choose": (
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"choose": "effect"}}}),
+        "figures.mine.choose: 'effect' is not one of",
+    ),
+    "shapes of an unknown network": (shaped(network="fcn"), "figures.mine: network 'fcn' is not in networks"),
+    "shapes of a detector": (
+        shaped(network="mini-fr-zf-07"), "figures.mine: network 'mini-fr-zf-07' labels no pixels; name one for",
+    ),
+    "shapes on chosen images": (
+        shaped(choose="clean"), "figures.mine: choose is for examples, whose victims have clean scores; leave it out",
+    ),
+    "an unknown shape": (
+        shaped(shapes={"star": "bus"}),
+        "figures.mine.shapes: unknown key 'star'; known keys are circle, square, strips",
+    ),
+    "a shape of background": (shaped(shapes={"circle": "background"}), "figures.mine.shapes.circle: 'background' is "),
+    "a shape that is too large": (shaped(size=1.5), "figures.mine.size: 1.5 is greater than"),
+    "shapes without limit": (
+        shaped(attack={"step": 0.5, "stop": 0}), "figures.mine.attack: 'iterations' is a required property",
     ),
     "a network called none": (
         {"networks": {"none": BASE["networks"]["mini-fr-zf-07"]}}, "networks: ",

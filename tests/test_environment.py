@@ -147,6 +147,7 @@ LADDER = [
     {"generate", "evaluate", "recipes", "derive", "scores", "tables", "figures", "job"},  # compose
     {"results", "claims", "gallery", "provenance", "transfer_figures"},  # gather for tables and figures
     {"page"},  # of all of them
+    {"shapes"},  # the attack with targets of its own
 ]
 TORCH_FREE = LADDER[0] | LADDER[1] | LADDER[2] | LADDER[7] | LADDER[8] | {"derive", "scores", "tables", "figures"}
 STARTS_WITHOUT_TORCH = TORCH_FREE | {"job"}  # imports it when a job asks for its device

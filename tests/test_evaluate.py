@@ -488,6 +488,45 @@ def test_a_missing_image_is_named(tmp_path, root):
     assert (given_up["images"], given_up["missing"]) == (2, ["c"]) and len(given_up["cells"]) == 1
 
 
+def test_clean_scores_take_every_image_alone(tmp_path, root):
+    """Aeroplane and bicycle of image after image, by hand; of the detector a hit, a miss, and nothing at all."""
+    boxes = {"a": hit(0.9), "b": miss(0.5), "c": np.zeros((0, 6), np.float32)}
+    networks = {"maps": {"task": "segmentation"}, "boxes": {"task": "detection"}}
+    made = []
+    for victim, arrays in (("maps", label_maps(CLEAN)), ("boxes", boxes)):
+        known = {"perceptibility": 0.0, "largest": 0.0}
+        path = shard(tmp_path / f"{victim}.h5", "predictions", arrays, {"of": victim}, **known)
+        made.append(cells.Cell(victim, "none", "float", None, path, {"of": victim}))
+    cells.write_manifest(tmp_path / "m.json", made)
+    images = [(root, image_id) for image_id in IDS]
+    maps, found = scores.clean_scores([tmp_path / "m.json"], images, networks)
+    for image_id, value in zip(IDS, maps, strict=True):
+        truth, seen = np.array(TRUTH[image_id]), np.array(CLEAN[image_id])
+        known = truth != 255
+        classes = {*truth[known].tolist(), *seen[known].tolist()} - {0}
+        parts = [((truth == c) & (seen == c))[known].sum() / ((truth == c) | (seen == c))[known].sum() for c in classes]
+        assert value == pytest.approx(100 * np.mean(parts))
+    assert found.tolist() == [100, 0, 0]
+
+
+def test_the_best_images_are_those_of_the_highest_mean_score():
+    images = [(Path("r"), name) for name in "pqrst"]
+    values = np.array([[50.0, 90, 70, np.nan, 90], [70, 40, 50, 100, 40]])
+    # means 60, 65, 60, none, 65; of equals the earlier first
+    assert [name for _, name in results.best(images, values, 3)] == ["q", "t", "p"]
+    assert len(results.best(images, values, 9)) == 4
+    with pytest.raises(ValueError, match="no image has something to find for every victim; name images by their ids"):
+        results.best(images, values * np.nan, 1)
+
+
+def test_it_is_said_how_images_were_chosen():
+    assert results.choice({"images": ["a", "b"]}, 50) == "Images named in the configuration."
+    assert results.choice({"images": 2}, 50) == results.choice({"images": 2, "choose": "spaced"}, 50)
+    assert "evenly spaced among 50" in results.choice({"images": 2}, 50)
+    words = results.choice({"images": 2, "choose": "clean"}, 50)
+    assert "among 50 images by the predictions on the clean image only" in words
+
+
 # What tables and figures are made of
 
 
@@ -523,8 +562,19 @@ def test_example_blocks(tmp_path, root):
     blocks = results.example_blocks(images, panels, {"net": perturbations}, manifests, networks, {"net": "r1"})
     assert [block["label"] for block in blocks] == ["Net (r1) on c", "Net (r1) on a"]
     assert np.array_equal(blocks[0]["perturbation"], noise("c")) and blocks[0]["status"] == "converged"
-    assert blocks[1]["truth"].tolist() == TRUTH["a"]
     (victim,) = blocks[1]["victims"]
+    assert victim["truth"].tolist() == TRUTH["a"]
     assert victim["before"].tolist() == CLEAN["a"] and victim["after"].tolist() == NOTHING["a"]
+    # a victim that is not the source is named
+    networks["src"] = {"label": "Source", "task": "detection"}
+    content = [
+        json.loads(manifest.read_text().replace('"perturbation": "net"', '"perturbation": "src"'))
+        for manifest in manifests
+    ]
+    for manifest, entries in zip(manifests, content, strict=True):
+        store.write_json(manifest, entries)
+    panels = [{"perturbation": "src", "victims": ["net"]}]
+    (block,) = results.example_blocks(images[:1], panels, {"src": perturbations}, manifests, networks, {"src": "r2"})
+    assert block["label"] == "Source (r2) → Net on c"
     with pytest.raises(ValueError, match="image x is in none of .*; is it in the image set"):
-        results.example_blocks([(root, "x")], panels, {"net": perturbations}, manifests, networks, {})
+        results.example_blocks([(root, "x")], panels, {"src": perturbations}, manifests, networks, {})

@@ -223,14 +223,20 @@ def test_shapes_are_checked():
         figures.examples([row(perturbation=np.zeros((3, 3, 3), np.float32))])
 
 
+def victims(one):
+    """A detector and a segmentation network that see an example, each with its own ground truth."""
+    boxes = {"boxes": np.array([[5, 5, 20, 20]], np.float32), "labels": np.array([12])}
+    before, after = detections(([2, 3, 22, 23], 15, 0.8)), detections(([2, 3, 22, 23], 8, 0.7))
+    return [
+        {"label": "ZF", "truth": boxes, "before": before, "after": after},
+        {"label": "Alex", "truth": one["truth"], "before": one["before"], "after": one["after"]},
+    ]
+
+
 def test_transfer_examples_put_clean_above_perturbed():
     one = row()
-    victims = [
-        {"label": "ZF", "before": detections(([2, 3, 22, 23], 15, 0.8)), "after": detections(([2, 3, 22, 23], 8, 0.7))},
-        {"label": "Alex", "before": one["before"], "after": one["after"]},
-    ]
-    block = {key: one[key] for key in ("image", "perturbation", "truth")} | {"label": "r1 + r5", "victims": victims}
-    figure = figures.transfer_examples([block, block | {"victims": victims[:1]}])
+    block = {key: one[key] for key in ("image", "perturbation")} | {"label": "r1 + r5", "victims": victims(one)}
+    figure = figures.transfer_examples([block, block | {"victims": victims(one)[:1]}])
     assert len(figure.axes) == 8 + 6
     clean, perturbed = figure.axes[:4], figure.axes[4:8]
     assert texts(clean[2]) == ["person 0.80"] and texts(perturbed[2]) == ["cat 0.70"]
@@ -240,6 +246,48 @@ def test_transfer_examples_put_clean_above_perturbed():
     assert clean[0].get_position().y0 > perturbed[0].get_position().y1
     words = [text.get_text() for text in figure.texts]
     assert words.count("clean") == words.count("perturbed") == 2 and {"ZF", "Alex"} <= set(words)
+    # the truth of both tasks: boxes on the label map; of a detector alone: boxes on the image
+    assert shown(clean[1])[10, 10].tolist() == [128, 0, 0] and texts(clean[1]) == ["dog"]
+    assert shown(figure.axes[9])[10, 10].tolist() == [253] * 3 and texts(figure.axes[9]) == ["dog"]
+
+
+def test_paired_examples_put_the_truth_between_clean_and_perturbed():
+    one = row()
+    block = {key: one[key] for key in ("image", "perturbation")} | {"label": "r1 + r5", "victims": victims(one)}
+    figure = figures.paired_examples([block], note="Chosen by lot.")
+    assert len(figure.axes) == 3 * 3
+    image, perturbation, perturbed, *others = figure.axes
+    assert (shown(image) == 253).all() and shown(perturbation)[0, 0].tolist() == [168, 128, 128]
+    assert shown(perturbed)[0, 1].tolist() == [253, 193, 253]
+    assert [texts(axes) for axes in others[:3]] == [["person 0.80"], ["dog"], ["cat 0.70"]]
+    colours = [shown(axes)[10, 10].tolist() for axes in others[3:]]
+    assert colours == colour_map()[[15, 1, 20]].tolist()
+    left = [axes.get_position().x0 for axes in figure.axes]
+    assert left[:3] == left[3:6] == left[6:] and left[0] < left[1] < left[2]
+    words = [text.get_text() for text in figure.texts]
+    assert {"image", "ZF", "Alex", "clean", "perturbed"} <= set(words)
+    assert words[-1] == "Chosen by lot.\nDetections with a score of at least 0.5."
+
+
+def test_classes_are_named_where_they_are_widest():
+    label_map = np.zeros((300, 400), np.uint8)
+    label_map[:, 100:120] = 1  # too narrow for a name
+    label_map[100:200, 200:400], label_map[120:140, 0:90] = 15, 255
+    label_map[0:20, 300:400] = 15  # less wide than the other region of its class
+    *_, truth, _, _ = figures.examples([row(
+        image=np.zeros((3, 300, 400)), perturbation=np.zeros((3, 300, 400)), truth=label_map, before=label_map,
+        after=label_map,
+    )]).axes  # fmt: skip
+    assert texts(truth) == ["person"]
+    x, y = truth.texts[0].get_position()
+    assert 140 < y < 160 and 240 < x < 360
+
+
+def test_long_captions_and_notes_stay_on_the_page(monkeypatch):
+    one = row(label="a very long label of an example that would not fit on any page at full size " * 2)
+    figure = figures.examples([one], note="many words " * 40)
+    assert fits(figure) and overlaps(figure, monkeypatch) == []
+    assert "many words" in figure.texts[-1].get_text() and figure.texts[-1].get_text().count("\n") > 1
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -310,5 +358,6 @@ def test_no_text_covers_another_or_leaves_the_page(table, points, monkeypatch):
         figures.convergence(curves, tasks),
         figures.examples([one, one]),
         figures.transfer_examples([one | {"victims": [one] * 4}]),
+        figures.paired_examples([one | {"victims": [one] * 2}], note="A note."),
     ):
         assert overlaps(figure, monkeypatch) == [] and fits(figure)

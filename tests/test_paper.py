@@ -52,6 +52,7 @@ SMOKE = {
         "segmentation": {"iterations": 2, "options": {"active": "unreached"}},
         "detection": {"iterations": 2, "confidence": 0.05},
     },
+    "figures": {"figure2": {"noise": [96, 128], "attack": {"iterations": 1}}},
     "image_sets": {
         "voc07-test": {"size": 2, "sha256": None},
         "seg11valid": {"size": 2, "sha256": None},

@@ -86,6 +86,19 @@ def test_two_tables_that_share_a_cell_count_it_once(results):
     assert [entry["shards"] for entry in found["shards"]] == [2, 4]
 
 
+def test_shaped_examples_are_on_record(results, tmp_path):
+    """Their network and the images that they start from, the names of their arrays aside."""
+    sources, products, _ = results
+    path = tmp_path / "figure.h5"
+    key = write(path, "shapes", ["d.circle.image"], header("", images=["d"]))
+    found = provenance(
+        {"experiment": "e"}, "digest", sources, products | {"f": {"manifests": [], "files": [], "shapes": [path]}}
+    )
+    (entry,) = [entry for entry in found["shards"] if entry["kind"] == "shapes"]
+    assert (entry["of"], entry["shards"], entry["keys"]) == ("net", 1, store.key([key]))
+    assert found["image_sets"]["set"] == {"images": 4, "sha256": hashlib.sha256(b"a\nb\nc\nd\n").hexdigest()}
+
+
 def test_shards_of_two_networks_of_one_name_are_refused(results, tmp_path):
     sources, products, _ = results
     other = tmp_path / "perturbations" / "0002.h5"

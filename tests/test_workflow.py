@@ -447,6 +447,34 @@ def test_provenance_is_that_of_the_files_and_does_not_change(workflow, run):
 
 
 @pytest.mark.slow
+def test_examples_and_shapes_of_a_finished_run(workflow, run):
+    examples = {"image_set": "mini-test", "images": 1, "choose": "clean", "pixels": ["float"]}
+    victims = ["mini-fcn-alex", "mini-fr-zf-07"]
+    shaped = {"network": "mini-fcn-alex", "noise": [36, 45], "shapes": {"square": "cat"}}
+    overlay = merge(TINY, {"figures": {
+        "figure1": examples | {"panels": [{"perturbation": SUM, "victims": victims}]},
+        "figure2": shaped | {"image_set": "mini-test", "images": ["001002"], "attack": {"iterations": 2}},
+    }})  # fmt: skip
+    before = contents(run)
+    code, text = snakemake(workflow, run, "figure1", "figure2", overlay=overlay)
+    assert code == 0, text
+    assert jobs(text).items() >= {"shape": 1, "plot_shapes": 1, "plot_examples": 1, "predict": 2}.items()
+    assert "perturb" not in jobs(text)
+    after = contents(run)
+    assert set(after) - set(before) == {"results/tiny/shapes/figure2.h5"}  # the cells were there
+    numbers = pd.read_csv(run / "results/tiny/figures/figure2.csv", dtype={"start": str})
+    # the three default shapes: mappings are merged
+    assert set(zip(numbers.start, numbers["shape"], strict=True)) == {
+        (start, shape) for start in ("001002", "noise") for shape in ("circle", "square", "strips")
+    }
+    assert (numbers.iterations <= 2).all() and numbers.reached.between(0, 1).all()
+    assert numbers["class"][numbers["shape"] == "square"].eq("cat").all()
+    for name in ("figure1", "figure2"):
+        for kind in ("svg", "png"):
+            assert (run / f"results/tiny/figures/{name}.{kind}").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_two_runs_in_one_folder_and_control_c(workflow, run, interruptible):
     """The second run is refused; Control-C ends the first, and what comes after it is as if nothing had happened."""
     name, log_file = "resources/weights/mini-fcn-alex-star.pt", run / "logs/train/mini-fcn-alex-star.txt"
