@@ -377,6 +377,9 @@ def test_tables_without_a_shard_say_which_images_are_missing(workflow, run):
         printed = (run / f"results/tiny/tables/small.{kind}").read_text()
         assert "2 of 3 images of mini-test, missing: 001003." in printed
     assert set(pd.read_csv(run / about[0]).images) == {2}
+    for path in about:
+        assert set(pd.read_csv(run / path, dtype={"missing": str}).missing) == {"001003"}
+        assert re.search(r"missing: 001003\.$", (run / path).with_suffix(".md").read_text(), re.MULTILINE)
     page = (run / "results/tiny/index.html").read_text()
     assert "the shards mini-test/0001 would change: they were given up." in page and "(1 more given up)" in page
     # to ask for all again is enough
