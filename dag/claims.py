@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from dag.perturbation import parse
-from dag.tables import RESOLVED
+from dag.tables import RESOLVED, listed
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not resolved", "cannot be asked here"
 
@@ -50,13 +50,15 @@ def claims(cells: pd.DataFrame, statuses: pd.DataFrame, families: Mapping[str, s
     -------
     DataFrame
         One row per claim, always the same rows: claim, paper (section), measure (what was computed and what
-        decides), value, and verdict: "holds", "does not hold", "not resolved", or "cannot be asked here".
+        decides), value, verdict: "holds", "does not hold", "not resolved", or "cannot be asked here", and missing: ids
+        of the images that the cells or the statuses do without, separated by blanks, the same in every row.
 
     Raises
     ------
     ValueError
         If a source of the cells is not in `statuses`, or a network has no family.
     """
+    missing = dict.fromkeys(" ".join([*cells.missing.unique(), *statuses.missing.unique()]).split())
     cells = _described(cells, dict(zip(statuses.source, statuses.task, strict=True)), families)
     shown = cells[cells.pixels == "float"]
     default = shown[shown.attack == ""]
@@ -72,7 +74,8 @@ def claims(cells: pd.DataFrame, statuses: pd.DataFrame, families: Mapping[str, s
         _perceptibility(statuses),
         *(_rounded(cells, attack) for attack in ATTACKS),
     ]
-    return pd.DataFrame(rows, columns=["claim", "paper", "measure", "value", "verdict"])
+    frame = pd.DataFrame(rows, columns=["claim", "paper", "measure", "value", "verdict"])
+    return frame.assign(missing=" ".join(missing))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
@@ -86,7 +89,9 @@ def to_markdown(frame: pd.DataFrame) -> str:
         lines += [_wrapped(f"  - {text}", "    ") for text in (row.value, row.measure) if text]
         items.append("\n".join(lines))
     title = "## What of the paper's claims holds in this experiment"
-    return "\n\n".join([title, f"{summary}.", *items, _wrapped(_CAPTION)]) + "\n"
+    ids = frame.missing[0].split()
+    caption = f"{_CAPTION} Images that were given up are missing: {listed(ids)}." if ids else _CAPTION
+    return "\n\n".join([title, f"{summary}.", *items, _wrapped(caption)]) + "\n"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

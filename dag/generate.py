@@ -162,7 +162,7 @@ def perturb(
     # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
     overlapped = torch.device(device).type == "cuda"
     ids = [image_id for _, image_id in images]
-    with store.writing(path, "perturbations", ids, header) as shard, ThreadPoolExecutor(1) as writer:
+    with store.writing(path, "perturbations", ids, header, keep=True) as shard, ThreadPoolExecutor(1) as writer:
         todo = [(root, image_id) for root, image_id in images if image_id not in shard.done]
         begun: dict[str, tuple[Problem, Targets]] = {}
 

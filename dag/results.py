@@ -28,11 +28,12 @@ def records(shards: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dic
     Returns
     -------
     list of dict
-        One per source, in order of first appearance: source, label, task, settings of the attack, and
-        `records`, one dict per image: image, status, iterations, targets, available, active (|T_m|
-        at every forward pass), perceptibility, largest.
+        One per source, in order of first appearance: source, label, task, settings of the attack, `missing`
+        (ids of its image sets that are in no shard: they were given up), and `records`, one dict per image: image,
+        status, iterations, targets, available, active (|T_m| at every forward pass), perceptibility, largest.
     """
     sources: dict[str, dict] = {}
+    found: dict[str, dict[str, tuple[dict, set[str]]]] = {}
     labels = {name: entry["label"] for name, entry in networks.items()}
     for shard in shards:
         header = store.read_header(shard, "perturbations")
@@ -48,7 +49,20 @@ def records(shards: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dic
         )
         attributes = store.read_attributes(shard, "perturbations")
         entry["records"] += [{"image": image_id} | known for image_id, known in attributes.items()]
-    return list(sources.values())
+        sets = found.setdefault(header["source"], {})
+        sets.setdefault(header["image_set"]["name"], (header["image_set"], set()))[1].update(attributes)
+    return [
+        entry | {"missing": [image_id for pair in found[name].values() for image_id in _missing(*pair)]}
+        for name, entry in sources.items()
+    ]
+
+
+def _missing(image_set: Mapping, found: set[str]) -> list[str]:
+    """Ids of an image set that were not found; its list is read if there are any."""
+    if len(found) == image_set["size"]:
+        return []
+    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"])
+    return [image_id for _, image_id in images if image_id not in found]
 
 
 def best(images: Sequence[tuple[Path, str]], scores: NDArray, count: int) -> list[tuple[Path, str]]:

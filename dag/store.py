@@ -16,6 +16,10 @@ part, a file that is written beside, renamed, and not touched again: its SHA-256
 images, and their values.  When all are there, the HDF5 file is written in the order of the image set and renamed into
 its place; it has the same bytes however often the work was interrupted.  A lock in the folder keeps a second writer
 out (`dag.lock`), and names of files are never shared, so that even two writers could not damage anything.
+
+Snakemake deletes a finished shard if it was killed before it had noted its end, or if another job of it has failed.
+So a second name of the file may stay in the folder until the run has ended (`keep` of `writing`, `forget`), from which
+the next job gives the shard its place again.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ from numpy.typing import NDArray
 from dag import lock
 
 FORMAT = 2
-LOCK, PART = "lock", ".part"
+LOCK, PART, SECOND = "lock", ".part", "second.h5"
 SEAL, MAGIC = struct.Struct("<Q32s8s"), b"dag seal"
 REMEDY = "delete it and run the workflow again"
 
@@ -78,11 +82,14 @@ class Writer:
         The ids that are there already.
     """
 
-    def __init__(self, path: Path, kind: str, ids: list[str], header: dict, every: float, check: Callable[[], None]):
+    def __init__(
+        self, path: Path, kind: str, ids: list[str], header: dict, every: float, keep: bool, check: Callable[[], None]
+    ):
+        self._second = _folder(path) / SECOND if keep else None
         self._path, self._folder, self._check = path, _folder(path), check
         self._ids, self._every, self._label = ids, every, _label(kind, ids, header)
         self._of, self._new, self._saved = [kind, self._label["key"]], {}, time.monotonic()
-        self._finished = self._in_place()
+        self._finished = self._is_wanted(path) or (keep and self._put_back())
         self._parts = {} if self._finished else self._left_behind()
         self.done = set(ids) if self._finished else set(self._parts)
 
@@ -120,7 +127,7 @@ class Writer:
                 whole = self._folder / f"{secrets.token_hex(8)}.whole"
                 with _removed_on_failure(whole):
                     self._merge(whole)
-            for file in self._files():
+            for file in self._files() - {self._second}:
                 file.unlink()
 
     def _merge(self, whole: Path) -> None:
@@ -137,12 +144,31 @@ class Writer:
             _seal(raw, sorted(place for place in arrays if place))
             raw.complain()
             os.fsync(raw.fileno())
+        if self._second:
+            os.link(whole, self._second)
         os.replace(whole, self._path)
         _sync(self._path.parent)
 
-    def _in_place(self) -> bool:
+    def _put_back(self) -> bool:
+        """Give the shard its place again if its second name alone is left, and if every array is intact."""
+        if not self._is_wanted(self._second):
+            return False
         try:
-            header = read_header(self._path, self._label["kind"])
+            with reading(self._second) as file:
+                for image_id in self._ids:
+                    get(file, image_id)
+        except ValueError:
+            return False
+        whole = self._folder / f"{secrets.token_hex(8)}.whole"
+        with _removed_on_failure(whole):
+            os.link(self._second, whole)
+            os.utime(whole)  # later than all it is made from, as if it had been made now
+            os.replace(whole, self._path)
+        return True
+
+    def _is_wanted(self, path: Path) -> bool:
+        try:
+            header = read_header(path, self._label["kind"])
         except ValueError:
             return False
         return header["key"] == self._label["key"] and header["ids"] == self._ids
@@ -194,7 +220,7 @@ class _Patient(io.FileIO):
 
 @contextmanager
 def writing(
-    path: Path, kind: str, ids: list[str], header: dict, every: float = 0, wait: bool = False
+    path: Path, kind: str, ids: list[str], header: dict, every: float = 0, wait: bool = False, keep: bool = False
 ) -> Iterator[Writer]:
     """Write a shard, or go on with the one that an interrupted job left.
 
@@ -212,6 +238,8 @@ def writing(
         Seconds of work that a crash may cost; 0 makes every image safe as soon as it is put.
     wait : bool
         While another process is writing the same shard, wait instead of raising.
+    keep : bool
+        Leave a second name of the finished shard, without which it is lost when Snakemake deletes it; see `forget`.
 
     Yields
     ------
@@ -231,13 +259,21 @@ def writing(
         stack.callback(_remove_empty, folder)
         with _explained(path):
             check = stack.enter_context(lock.held(folder / LOCK, str(path), wait))
-            writer = Writer(path, kind, ids, header, every, check)
+            writer = Writer(path, kind, ids, header, every, keep, check)
         try:
             yield writer
         except BaseException:
             writer.save()
             raise
         writer.finish()
+
+
+def forget(folder: Path) -> None:
+    """Remove the second names of the shards of a folder that are in their places, as nobody will delete these now."""
+    for second in Path(folder).glob(f"*.parts/{SECOND}"):
+        if second.parent.with_suffix("").exists():
+            second.unlink()
+            _remove_empty(second.parent)
 
 
 def read_header(path: Path, kind: str | None = None) -> dict:

@@ -248,9 +248,9 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per perturbation and image set: row_label, image_set, images, pixels,
-        perceptibility (mean of p over the images), linf (largest |r|, grey levels), and paper_p
-        if a frame has it.
+        One row per perturbation and image set: row_label, image_set, images, missing (ids of the images that
+        were given up), pixels, perceptibility (mean of p over the images), linf (largest |r|, grey levels), and
+        paper_p if a frame has it.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
                 "depending on the victim; some scores are of an older perturbation: compute them again"
             )
         records.append(cells.iloc[0])
-    columns = ["row_label", "image_set", "images", "pixels", "paper_p", "perceptibility", "linf"]
+    columns = ["row_label", "image_set", "images", "missing", "pixels", "paper_p", "perceptibility", "linf"]
     known = [column for column in columns if column in frame]
     return pd.DataFrame(records, columns=known).reset_index(drop=True)
 
@@ -277,15 +277,16 @@ def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = Non
     Parameters
     ----------
     sources : sequence of dict
-        {"source": name, "label": text, "task": "segmentation" or "detection", "records": one dict
-        per image: {"status", "iterations", "targets", "perceptibility", "largest"}}.
+        {"source": name, "label": text, "task": "segmentation" or "detection", "missing": ids of the images
+        that were given up (optional), "records": one dict per image: {"status", "iterations", "targets",
+        "perceptibility", "largest"}}.
     paper : dict of str to float, optional
         Mean iterations that the paper prints, by source.
 
     Returns
     -------
     DataFrame
-        One row per source: source, label, task, images; the number of images of every status;
+        One row per source: source, label, task, images, missing; the number of images of every status;
         no_step, the images among the converged ones on which no target was recognised to begin
         with (r = 0); then over the images that have targets iterations_mean, iterations_max,
         targets_mean, perceptibility_mean, linf_max; with `paper` also iterations_paper.
@@ -312,6 +313,7 @@ def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = Non
                 "label": source["label"],
                 "task": source["task"],
                 "images": len(records),
+                "missing": " ".join(source.get("missing", [])),
                 **{status.replace(" ", "_"): int((records.status == status).sum()) for status in STATUSES},
                 "no_step": int(((records.status == "converged") & (records.iterations == 0)).sum()),
                 **({"iterations_paper": paper.get(source["source"], math.nan)} if paper else {}),
@@ -623,7 +625,7 @@ _PLAIN = {
 
 
 def _layout_plain(frame: pd.DataFrame) -> tuple[list[Block], str]:
-    shown = [column for column in frame if column != "source"]
+    shown = [column for column in frame if column not in ("source", "missing")]
     header = [_PLAIN.get(column, (column, str))[0] for column in shown]
     rows = [
         [
@@ -639,6 +641,9 @@ def _layout_plain(frame: pd.DataFrame) -> tuple[list[Block], str]:
             "begin with. Iterations, targets and p: means over the images that have targets; p: perceptibility. "
             "L∞ of r: largest absolute value on any image, in grey levels."
         )
+    if (frame.missing != "").any():
+        images = _image_sets(frame) if "image_set" in frame else _image_sets(frame.assign(image_set=""), "label")
+        caption += f" Computed on {images}."
     return [("", header, rows)], caption
 
 
@@ -671,14 +676,7 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     metrics = " / ".join(frame.metric.unique())
     if companion == "brackets":
         metrics += f" (in brackets {' / '.join(frame.companion_metric.unique())})"
-    sets = frame[["image_set", "images", "missing"]].drop_duplicates()
-    if len(sets) == 1:
-        images = _images(*sets.iloc[0])
-    else:
-        images = "; ".join(
-            f"{', '.join(cells.column_label.unique())}: {_images(*key)}"
-            for key, cells in _groups(frame, ["image_set", "images", "missing"])
-        )
+    images = _image_sets(frame, "column_label")
     pixels = " / ".join(map(pixel_words, frame.pixels.unique()))
     sentences = [f"{metrics} in %; {pixels}; {images}."]
     if "paper" in frame:
@@ -696,13 +694,24 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     return " ".join(sentences)
 
 
-def _images(image_set: str, count: int, missing: str, shown: int = 8) -> str:
-    """How many images of an image set a score is of, and which ones are missing."""
+def _image_sets(frame: pd.DataFrame, label: str = "") -> str:
+    """How many images of which image sets a frame is of; where they differ, those of each `label`, if that is given."""
+    sets = _groups(frame, ["image_set", "images", "missing"])
+    named = label and len(sets) > 1
+    return "; ".join((f"{', '.join(cells[label].unique())}: " if named else "") + _images(*key) for key, cells in sets)
+
+
+def _images(image_set: str, count: int, missing: str) -> str:
+    """How many images of an image set a number is of, and which ones are missing."""
     ids = missing.split()
-    if not ids:
-        return f"{count} images of {image_set}"
+    of = f" of {image_set}" if image_set else ""
+    return f"{count} of {count + len(ids)} images{of}, missing: {listed(ids)}" if ids else f"{count} images{of}"
+
+
+def listed(ids: Sequence[str], shown: int = 8) -> str:
+    """Ids in print: the first ones, and how many there are beside them."""
     rest = f" and {len(ids) - shown} more (all in the CSV file)" if len(ids) > shown else ""
-    return f"{count} of {count + len(ids)} images of {image_set}, missing: {', '.join(ids[:shown])}{rest}"
+    return ", ".join(ids[:shown]) + rest
 
 
 def _markdown_text(text: str) -> str:

@@ -30,7 +30,20 @@ if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
     logger.info(budget.summary(config))
 
 
+def forget_second_names():
+    """At the end of a run, when Snakemake has noted which shards are finished."""
+    from dag import store  # not in every job: it imports h5py
+
+    for folder in Path(RESULTS).glob("*/perturbations/*"):
+        store.forget(folder)
+
+
+onsuccess:
+    forget_second_names()
+
+
 onerror:
+    forget_second_names()
     logger.error(plan.advice("".join(Path(file).read_text() for file in log), config))
 
 

@@ -218,3 +218,11 @@ def test_markdown_counts_the_verdicts_and_names_every_claim():
     assert text.count("\n- **") == len(rows) and max(map(len, text.splitlines())) <= 110
     joined = " ".join(text.split())
     assert all(part in joined for column in ("claim", "value", "measure") for part in rows[column])
+
+
+def test_claims_say_which_images_they_do_without():
+    rows = found(frame().assign(missing="7 8"), STATUSES.assign(missing="8 9"))
+    assert set(rows.missing) == {"7 8 9"}
+    text = " ".join(claims.to_markdown(rows).split())
+    assert text.endswith("default one. Images that were given up are missing: 7, 8, 9.")
+    assert "missing" not in claims.to_markdown(found())

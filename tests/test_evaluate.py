@@ -531,7 +531,9 @@ def test_it_is_said_how_images_were_chosen():
 
 
 def test_records_of_sources(tmp_path):
-    header = {"network": {"task": "detection"}, "settings": {"nms": 0.9}}
+    (tmp_path / "ids.txt").write_text("a\nb\nc\n")
+    image_set = {"name": "test", "parts": [{"root": ".", "list": f"{tmp_path}/ids.txt"}], "size": 3, "sha256": None}
+    header = {"network": {"task": "detection"}, "settings": {"nms": 0.9}, "image_set": image_set}
     paths = []
     for source in ("net", "net@authors"):
         for number, ids in enumerate((["a", "b"], ["c"])):
@@ -543,6 +545,10 @@ def test_records_of_sources(tmp_path):
     assert [record["image"] for record in found[0]["records"]] == IDS
     assert found[1]["task"] == "detection" and found[1]["settings"] == {"nms": 0.9}
     assert found[0]["records"][2]["active"].tolist() == [2, 0]
+    assert [entry["missing"] for entry in found] == [[], []]
+    # a shard of the first source is given up
+    without = results.records(paths[1:], {"net": {"label": "Net", "task": "detection"}})
+    assert [entry["missing"] for entry in without] == [["a", "b"], []]
 
 
 def test_example_blocks(tmp_path, root):

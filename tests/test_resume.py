@@ -185,6 +185,7 @@ def test_an_attack_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path)
     for number, (what, name) in enumerate(lines):
         assert what == "attacked" or ["attacked", name] not in lines[number:]
     assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    store.forget(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir() if "parts" in file.name) == []
     with store.reading(path, "perturbations") as file, store.reading(tmp_path / "whole.h5") as whole:
         for number in range(1, COUNT + 1):

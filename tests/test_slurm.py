@@ -1,12 +1,16 @@
 """The workflow on Slurm, with profiles/slurm: jobs are submitted, cancelled, moved to other nodes, and share a node.
 
+Jobs, Snakemake and the scheduler are killed meanwhile, and Snakemake is started again as profiles/README.md says.
+
 The cluster is one of three nodes with two GPUs each, all of them this machine and none of them real
 (tests/slurm/cluster.py); `make slurm-test` installs what it needs.
 """
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +135,15 @@ def at_work(toy: Path, folder: Path, number: int) -> dict[str, str] | None:
     return None
 
 
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+
+
+def unlock(start: Callable[..., subprocess.Popen], folder: Path) -> None:
+    assert start(folder, "--unlock").wait(60) == 0, (folder / "printed.txt").read_text()
+
+
 def test_every_job_of_a_run_is_submitted_and_the_tables_are_made(toy, finished):
     for kind in ("csv", "md", "tex", "svg", "png"):
         assert (finished / "results" / "tiny" / "tables" / f"small.{kind}").stat().st_size
@@ -184,6 +197,58 @@ def test_a_node_that_is_drained_ends_its_job_and_gets_no_other(toy, start, finis
         assert (trained / perturbation()).read_bytes() == (finished / perturbation()).read_bytes()
     finally:
         cluster.ask(toy, "scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_a_run_goes_on_while_the_scheduler_is_killed_and_started_again(toy, start, finished, trained):
+    process = start(trained, perturbation())
+    wait_for(lambda: at_work(toy, trained, 1), process)
+    cluster.kill_controller(toy)
+    cluster.start_controller(toy)
+    assert process.wait(300) == 0, (trained / "printed.txt").read_text()
+    (job,) = submitted(toy, trained)
+    assert job["JobState"] == "COMPLETED"
+    assert (trained / perturbation()).read_bytes() == (finished / perturbation()).read_bytes()
+
+
+def test_after_the_kill_of_the_scheduler_and_of_snakemake_nothing_is_computed_again(toy, start, finished, trained):
+    process = start(trained, perturbation())
+    name = wait_for(lambda: at_work(toy, trained, 1), process)["JobName"]
+    cluster.kill_controller(toy)
+    kill(process)
+    # the job needs neither of them
+    shard = trained / perturbation()
+    deadline = time.monotonic() + 60
+    while not shard.exists():
+        assert time.monotonic() < deadline, said(trained)
+        time.sleep(0.1)
+    made = shard.stat().st_ino
+    cluster.start_controller(toy)
+
+    cluster.ask(toy, "scancel", "--name", name)
+    unlock(start, trained)
+    assert start(trained, perturbation()).wait(300) == 0, (trained / "printed.txt").read_text()
+    assert shard.stat().st_ino == made and shard.read_bytes() == (finished / perturbation()).read_bytes()
+
+
+def test_the_job_of_a_run_that_was_killed_is_never_a_second_writer(toy, start, finished, trained):
+    process = start(trained, perturbation())
+    wait_for(lambda: at_work(toy, trained, 1), process)
+    kill(process)
+    # it is held at its second image; who looks after it has forgotten to cancel it
+    writer = json.loads((trained / f"{perturbation()}.parts" / "lock").read_text())["process"]
+    os.kill(writer, signal.SIGSTOP)
+    unlock(start, trained)
+    again = start(trained, perturbation())
+    refused = f"0000.h5: process {writer} on "
+    try:
+        wait_for(lambda: refused in said(trained) and "is writing it; wait for that process" in said(trained), again)
+    finally:
+        os.kill(writer, signal.SIGKILL)
+    # the profile submits it once more: it goes on after the first image, and the job that was killed is not put back
+    assert again.wait(300) == 0, (trained / "printed.txt").read_text()
+    assert [job["JobState"] for job in submitted(toy, trained)] == ["FAILED", "FAILED", "COMPLETED"]
+    assert "2 of 2" in said(trained) and f"process {writer}" in said(trained)
+    assert (trained / perturbation()).read_bytes() == (finished / perturbation()).read_bytes()
 
 
 def test_two_jobs_on_one_node_have_a_gpu_each(toy, start, trained):

@@ -33,10 +33,12 @@ def array(image_id: str) -> np.ndarray:
     return rng.normal(0, 2, (3, 5 + len(image_id), 8)).astype(np.float32)
 
 
-def write(path: Path, ids=IDS, header=HEADER, kind="perturbations", stop_after: int | None = None) -> list[str]:
+def write(
+    path: Path, ids=IDS, header=HEADER, kind="perturbations", stop_after: int | None = None, keep: bool = False
+) -> list[str]:
     """Write a shard; break off after some images.  Returns the ids that had to be computed."""
     computed = []
-    with store.writing(path, kind, ids, header) as shard:
+    with store.writing(path, kind, ids, header, keep=keep) as shard:
         for image_id in ids:
             if image_id in shard.done:
                 continue
@@ -260,6 +262,44 @@ def test_a_shard_in_its_place_is_left_alone(tmp_path):
     (tmp_path / "b.h5.parts").rename(tmp_path / "a.h5.parts")
     assert write(path) == []
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shard_that_is_deleted_before_the_run_has_ended_is_put_back(tmp_path):
+    path, second = tmp_path / "a.h5", tmp_path / "a.h5.parts" / "second.h5"
+    assert write(path, keep=True) == IDS
+    content, number = path.read_bytes(), path.stat().st_ino
+    # one file on the disk, not two
+    assert second.stat().st_ino == number and list(second.parent.iterdir()) == [second]
+    for _ in range(2):
+        path.unlink()
+        store.forget(tmp_path)
+        os.utime(second, (1, 1))
+        assert write(path, keep=True) == []
+        assert path.read_bytes() == content and path.stat().st_ino == number
+        assert path.stat().st_mtime > 1
+    # once the run has ended there is nothing to be seen of it, and who deletes the shard means it
+    store.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    assert write(path, keep=True) == IDS
+
+
+@pytest.mark.parametrize("fault", ["another header", "a wrong bit"])
+def test_a_second_name_of_what_is_not_wanted_is_not_put_back(tmp_path, fault):
+    path = tmp_path / "a.h5"
+    header = HEADER | {"seed": 1} if fault == "another header" else HEADER
+    write(path, header=header, keep=True)
+    if fault == "a wrong bit":
+        with h5py.File(path) as file:
+            place = file[IDS[1]].id.get_chunk_info(0)
+        content = bytearray(path.read_bytes())
+        content[place.byte_offset + place.size // 2] ^= 1
+        with open(path, "r+b") as file:  # in place: both names have it
+            file.write(content)
+    path.unlink()
+    assert write(path, keep=True) == IDS
+    write(tmp_path / "b.h5")
+    assert path.read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_an_image_is_put_once_and_belongs_to_the_shard(tmp_path):

@@ -319,6 +319,39 @@ def test_perceptibility_has_one_row_per_perturbation(frame):
     assert balanced(tables.to_latex(table))
 
 
+def test_the_table_of_perceptibility_says_which_images_are_missing(scores):
+    def table(*missing):
+        given_up = [entry | {"missing": ids.split()} for entry, ids in zip(scores, missing, strict=True)]
+        return tables.perceptibility(tables.transfer(given_up, ROWS, LABELS, SYMBOLS, "float"))
+
+    assert table("7 8", "7 8").missing.tolist() == ["7 8"] * 3
+    text = tables.to_markdown(table("7 8", "7 8"))
+    assert text.endswith(" Computed on 60 of 62 images of test, missing: 7, 8.\n") and text.count("missing") == 1
+    assert "missing: 7, 8." in tables.to_latex(table("7 8", "7 8"))
+    scores[1]["image_set"] = "other"
+    assert tables.to_markdown(table("", "x")).endswith(
+        " Computed on 60 images of test; 60 of 61 images of other, missing: x.\n"
+    )
+    assert "missing" not in tables.to_markdown(table("", ""))
+
+
+def test_the_table_of_statuses_says_which_images_are_missing():
+    def text(*missing):
+        records = [record("converged", 10, 100)] * 3
+        return tables.to_markdown(
+            tables.statuses(
+                [
+                    {"source": name, "label": name, "task": "detection", "records": records, "missing": ids.split()}
+                    for name, ids in zip(("zf", "vgg"), missing, strict=True)
+                ]
+            )
+        )
+
+    assert text("7 8", "7 8").endswith(" Computed on 3 of 5 images, missing: 7, 8.\n")
+    assert text("", "x").endswith(" Computed on zf: 3 images; vgg: 3 of 4 images, missing: x.\n")
+    assert "missing" not in text("", "")
+
+
 def record(status, iterations, targets, p=0.004, largest=7.0):
     return {
         "status": status,

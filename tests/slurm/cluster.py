@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
@@ -103,12 +104,25 @@ def up(folder: str | Path, seconds: float = 60) -> dict[str, str]:
     _start(folder, "munged", "--foreground", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket",
            f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed")  # fmt: skip
     _wait(lambda: (munge / "socket").exists(), seconds, folder)
-    _start(folder, "slurmctld", "-D")
+    start_controller(folder, seconds)
     for node in NODES:
         _start(folder, "slurmd", "-D", "-N", node)
     _wait(lambda: ask(folder, "sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T").split()
           == ["idle"] * len(NODES), seconds, folder)  # fmt: skip
     return environment
+
+
+def kill_controller(folder: Path) -> None:
+    """Kill the scheduler's daemon, slurmctld, by SIGKILL; nodes and jobs stay as they are."""
+    (file,) = (folder / "pids").glob("*-slurmctld")
+    _end([int(file.read_text())], signals=[signal.SIGKILL])
+    file.unlink()
+
+
+def start_controller(folder: Path, seconds: float = 60) -> None:
+    """Start slurmctld and wait until it answers; it goes on with what an earlier one has left on the disk."""
+    _start(folder, "slurmctld", "-D")
+    _wait(lambda: "UP" in ask(folder, "scontrol", "ping").split(), seconds, folder)
 
 
 def down(folder: str | Path) -> None:
@@ -183,9 +197,9 @@ def _start(folder: Path, name: str, *arguments: str) -> None:
     (folder / "pids" / f"{number}-{name}").write_text(str(process.pid))
 
 
-def _end(pids: list[int], seconds: float = 10) -> None:
+def _end(pids: list[int], seconds: float = 10, signals: Iterable[int] = (signal.SIGTERM, signal.SIGKILL)) -> None:
     """Ask processes to end, and end those that have not after some seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in signals:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
