@@ -2,7 +2,7 @@
 
     python benchmarks/attack.py [--light | --heavy] [--peer PATH]
 
-Each half takes about a minute on one core; RESULTS.md has results and says what to think of them.  Weights
+Each half takes just under a minute on one core; RESULTS.md has results and says what to think of them.  Weights
 are random, nothing is downloaded.  The floor F is one forward pass and one backward pass to the image of the
 network as it is built (float32, channels first, nothing folded), with a fixed gradient at full resolution:
 no attack, no loss, no arg max.  The engine is `dag.attack.dense_adversaries` on `dag.generate.pixel_scores`,
