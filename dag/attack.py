@@ -132,13 +132,17 @@ def dense_adversaries(
     background: int | None = None,
     probabilities: Callable[[Tensor], Tensor] | None = None,
     batch: int = 1,
+    late: bool = False,
     arithmetic: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[tuple[Problem, Attack]]:
     """Algorithm 1 on many images of one shape, some of them at the same time.
 
     A pass through the network serves up to `batch` images.  An image whose attack has ended leaves
     and the next one enters; up to rounding, what comes out for an image depends on nothing but itself.
-    When a GPU's memory does not suffice, half as many images go on and the others wait.
+    When a GPU's memory does not suffice, half as many images share a pass and take turns.
+
+    What an iteration decides (is the image done, which way, how far) is decided where the network is; the host
+    only has to learn of it.  If it does so `late`, a GPU never waits for it.
 
     Parameters
     ----------
@@ -158,6 +162,10 @@ def dense_adversaries(
         Class probabilities of scores; needed by the strength rule only.
     batch : int
         Images in one pass, at most.
+    late : bool
+        The host reads what an iteration has yielded when the next one is under way, and an image that has ended
+        takes part in that one without being changed by it.  Nothing but the time differs: it saves what a GPU
+        waits for the host, and costs one pass per image, so it is nothing for a CPU.
     arithmetic : callable
         Makes the context in which every iteration is computed.
 
@@ -174,114 +182,169 @@ def dense_adversaries(
     ValueError
         If images differ in shape, or the strength rule lacks boxes.
     """
-    queue, waiting, running = iter(problems), [], []
+    queue, running, reports = iter(problems), [], []
     while True:
-        while len(running) < batch and (run := _next(queue, waiting, rules, background, probabilities)) is not None:
-            if (run.problem.labels >= 0).any():
+        while len(running) < batch and (problem := next(queue, None)) is not None:
+            run = _begin(problem, rules, background, probabilities)
+            if (problem.labels >= 0).any():
                 running.append(run)
             else:
-                yield run.problem, Attack(run.r[None], NO_TARGETS, [])
+                yield problem, Attack(run.r[None], NO_TARGETS, [])
         if not running:
             return
-        try:
-            with arithmetic():
-                ended = _iterate(running, scores, rules, iterations, step, background, probabilities)
-        except torch.OutOfMemoryError as error:
-            height, width = running[0].r.shape[-2:]
-            if len(running) == 1:
-                raise AttackError(
-                    f"{running[0].problem.name} ({height} x {width} pixels) does not fit into the memory of the GPU; "
-                    "use one with more memory or fewer proposals"
-                ) from error
-            batch = len(running) // 2
-            print(f"out of memory with {len(running)} images of {height} x {width}: going on with {batch}", flush=True)
-            waiting, running = waiting + running[batch:], running[:batch]
-            continue
-        for run, status in ended.items():
-            yield run.problem, Attack(run.r[None], status, run.active)
-        running = [run for run in running if run not in ended]
+        todo, latest = running, []
+        while todo:
+            try:
+                with arithmetic():
+                    latest.append(
+                        _iterate(todo[:batch], scores, rules, iterations, step, background, probabilities, late)
+                    )
+                todo = todo[batch:]
+            except torch.OutOfMemoryError as error:
+                batch = _half(todo[:batch], error)
+        due, reports = (reports, latest) if late else (latest, [])
+        for report in due:
+            for run in report.read(iterations):
+                yield run.problem, Attack(run.r[None], run.status, run.active)
+        running = [run for run in running if run.status is None]
 
 
 @dataclass(eq=False)
 class _Run:
-    """An attack under way: r so far, |T_m| of every forward pass, and the |T_m| at which it ends."""
+    """An attack under way.
+
+    Attributes
+    ----------
+    r : Tensor (3, H, W)
+        The steps so far.
+    active : list of int
+        |T_m| of the forward passes that the host knows of.
+    enough : int
+        The attack ends at this |T_m|.
+    passes : int
+        Forward passes that have been started.
+    going : Tensor, bool ()
+        Whether it has not ended.
+    status : str, optional
+        How it ended, once the host knows.
+    """
 
     problem: Problem
     r: Tensor
     active: list[int]
-    enough: float
+    enough: int
+    passes: int
+    going: Tensor
+    status: str | None = None
 
 
-def _next(queue: Iterator[Problem], waiting: list[_Run], rules: Rules, background, probabilities) -> _Run | None:
-    """A run that has to wait no longer, or a new one."""
-    if waiting:
-        return waiting.pop()
-    problem = next(queue, None)
-    if problem is None:
-        return None
+def _begin(problem: Problem, rules: Rules, background, probabilities) -> _Run:
     if rules.strength is not None and (problem.boxes is None or probabilities is None):
         raise ValueError("the strength rule needs the boxes of proposals; leave it to detection")
     target = problem.labels >= 0
     foreground = target if background is None else target & (problem.labels != background)
-    enough = rules.stop * int(foreground.sum())
-    if problem.start is None:
-        return _Run(problem, torch.zeros_like(problem.image), [], enough)
-    return _Run(problem, problem.start.perturbation[0].to(problem.image), problem.start.active[:-1], enough)
+    r, active = torch.zeros_like(problem.image), []
+    if problem.start is not None:
+        r, active = problem.start.perturbation[0].to(problem.image), problem.start.active[:-1]
+    enough = math.floor(rules.stop * int(foreground.sum()))
+    return _Run(problem, r, active, enough, len(active), torch.ones((), dtype=torch.bool, device=r.device))
 
 
-def _iterate(running, scores, rules, iterations, step, background, probabilities) -> dict[_Run, str]:
-    """One iteration of all runs: line 3 to line 9 of Algorithm 1.  Returns those that ended with their status.
+def _half(tried: list[_Run], error: torch.OutOfMemoryError) -> int:
+    """How many images are to share a pass when these do not fit into the memory of the GPU."""
+    height, width = tried[0].r.shape[-2:]
+    if len(tried) == 1:
+        raise AttackError(
+            f"{tried[0].problem.name} ({height} x {width} pixels) does not fit into the memory of the GPU; "
+            "use one with more memory or fewer proposals"
+        ) from error
+    half = len(tried) // 2
+    print(f"out of memory with {len(tried)} images of {height} x {width}: going on with {half}", flush=True)
+    return half
 
-    Nothing is changed before both passes have succeeded, so that the iteration can be tried again.
+
+def _iterate(running, scores, rules, iterations, step, background, probabilities, late) -> _Report:
+    """One iteration of all runs: line 3 to line 9 of Algorithm 1.
+
+    The host reads nothing here, lest it wait for a GPU.  Nothing is changed before both passes have succeeded, so that
+    the iteration can be tried again.
     """
     shapes = {tuple(run.r.shape) for run in running}
     if len(shapes) > 1:
         raise ValueError(f"images of the shapes {sorted(shapes)} cannot be attacked together; group them by shape")
     x = torch.stack([run.problem.image + run.r for run in running]).requires_grad_()
     outputs = scores(x, [run.problem for run in running])
-    chosen, measured = [], []
+    going, pushes, measured = [], [], []
     for run, f in zip(running, outputs, strict=True):
         _check(f, run.problem)
-        f = f.detach()
-        prediction = f.argmax(1)
-        pushed, left = _active(rules, f, prediction, run.problem, background, probabilities, first=not run.active)
-        chosen.append((run.problem.labels if rules.suppress == "label" else prediction, pushed))
-        lowest, highest = torch.aminmax(f)  # 16 times as fast as to ask of every score whether it is finite
-        measured.append(torch.stack([left.sum().double(), lowest.double(), highest.double()]))
-    # The only two places in an iteration where the host waits for the device are these `tolist`.
-    counts, ended = [], {}
-    for run, (count, lowest, highest) in zip(running, torch.stack(measured).tolist(), strict=True):
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise AttackError(
-                f"{run.problem.name}: the network's scores are not finite; check its weights and the input image"
-            )
-        counts.append(int(count))
-        if counts[-1] <= run.enough:
-            ended[run] = CONVERGED
-        elif len(run.active) >= iterations:
-            ended[run] = ITERATION_LIMIT
-    if len(ended) < len(running):
-        pushes = [
-            _Push.apply(f, run.problem.adversarial, suppressed, torch.zeros_like(pushed) if run in ended else pushed)
-            for run, f, (suppressed, pushed) in zip(running, outputs, chosen, strict=True)
-        ]
-        del outputs, f  # as large as score maps
-        (gradients,) = torch.autograd.grad(sum(pushes), x)
-        for run, gradient, largest in zip(running, gradients, gradients.abs().amax((1, 2, 3)).tolist(), strict=True):
-            if run in ended:
-                continue
-            if not math.isfinite(largest):
+        scored = f.detach()
+        prediction = scored.argmax(1)
+        pushed, left = _active(rules, scored, prediction, run.problem, background, probabilities, run.passes == 0)
+        count = left.sum()
+        goes = run.going & (count > run.enough) & (run.passes < iterations)
+        suppressed = run.problem.labels if rules.suppress == "label" else prediction
+        going.append(goes)
+        pushes.append(_Push.apply(f, run.problem.adversarial, suppressed, pushed & goes))
+        lowest, highest = torch.aminmax(scored)  # 16 times as fast as to ask of every score whether it is finite
+        measured.append(torch.stack([count.double(), lowest.double(), highest.double()]))
+    going = torch.stack(going)
+    del outputs, f, scored  # as large as score maps
+    # A host that does not wait does not know, and the last pass back of an image is for nothing.
+    gradients = torch.autograd.grad(sum(pushes), x)[0] if late or going.any() else torch.zeros_like(x)
+    largest = gradients.abs().amax((1, 2, 3))
+    going &= (largest > 0) & largest.isfinite()
+    moved = [
+        torch.where(goes, run.r + step * (gradient / most), run.r)
+        for run, goes, gradient, most in zip(running, going, gradients, largest, strict=True)
+    ]
+    report = _Report(running, torch.cat([torch.stack(measured), largest.double()[:, None]], 1))
+    for run, goes, r in zip(running, going, moved, strict=True):
+        run.going, run.r, run.passes = goes, r, run.passes + 1
+    return report
+
+
+class _Report:
+    """What the host has to know of an iteration, on the way to it.
+
+    Parameters
+    ----------
+    runs : list of _Run
+    values : Tensor, float64 (B, 4)
+        For each: |T_m|, the smallest and the largest score, the largest absolute value of the gradient.
+    """
+
+    def __init__(self, runs: list[_Run], values: Tensor):
+        self.runs, self.arrived = runs, None
+        self.values = values.to("cpu", non_blocking=True)
+        if values.is_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self, iterations: int) -> list[_Run]:
+        """Take note, and return the runs that ended."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        # A run whose end was known before has only been along.
+        rows = [(run, row) for run, row in zip(self.runs, self.values.tolist(), strict=True) if run.status is None]
+        for run, (_, lowest, highest, _) in rows:
+            if not (math.isfinite(lowest) and math.isfinite(highest)):
+                raise AttackError(
+                    f"{run.problem.name}: the network's scores are not finite; check its weights and the input image"
+                )
+        for run, (count, _, _, largest) in rows:
+            run.active.append(int(count))
+            if count <= run.enough:
+                run.status = CONVERGED
+            elif len(run.active) > iterations:
+                run.status = ITERATION_LIMIT
+            elif not math.isfinite(largest):
                 raise AttackError(
                     f"{run.problem.name}: the gradient of the network's scores is not finite; "
                     "check its weights and the input image"
                 )
-            if largest == 0:
-                ended[run] = NO_GRADIENT
-            else:
-                run.r = run.r + step * (gradient / largest)
-    for run, count in zip(running, counts, strict=True):
-        run.active.append(count)
-    return ended
+            elif largest == 0:
+                run.status = NO_GRADIENT
+        return [run for run, _ in rows if run.status is not None]
 
 
 class _Push(torch.autograd.Function):

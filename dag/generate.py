@@ -111,6 +111,7 @@ def attacks(
         background=network.labels.index(0) if 0 in network.labels else None,
         probabilities=network.probabilities if detector else None,
         batch=batch,
+        late=device == "cuda",
     )
     precision = settings.get("precision", "fp32")
     if precision != "fp32":

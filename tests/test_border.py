@@ -257,6 +257,25 @@ def test_templates_of_other_weights_are_not_used(change):
     assert (results(network, images, True)[1] - before).abs().max() > 1e-6
 
 
+def test_weights_elsewhere_are_compared_by_version():
+    weight = torch.empty(3, device="meta")
+    kept = border._Kept(weight)
+    assert kept.equals(weight) and not kept.equals(torch.empty(3)) and not kept.equals(weight.half())
+    weight.mul_(1.5)
+    assert not kept.equals(weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("change", [write_in_place, load, assign, round_there_and_back, replace, swap])
+def test_templates_of_other_weights_are_not_used_on_a_gpu(change):
+    network, images = make("fcn8s").cuda(), random_images(20, 30).cuda()
+    before = results(network, images, True)[1]
+    change(network)
+    network.cuda()
+    assert_equals_plain(network, images)
+    assert (results(network, images, True)[1] - before).abs().max() > 1e-6
+
+
 def test_shapes_without_values():
     network = make("fcn8s").to("meta")
     images = torch.empty(1, 3, 20, 30, dtype=torch.float64, device="meta", requires_grad=True)

@@ -232,11 +232,11 @@ def test_the_gradient_is_the_one_of_finite_differences(name):
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "fcn_resnet50", "retinanet_resnet50_fpn"])
+@pytest.mark.parametrize("name", [name for name in (*DETECTORS, *SEGMENTERS) if name != "ssd300_vgg16"])
 def test_folding_changes_nothing(name):
     plain = copy.deepcopy(make(name)).double()
     folded = interface.fold_batch_norm(copy.deepcopy(plain))
-    assert len(norms(folded)) < len(norms(plain))
+    assert not norms(folded)
     inputs = images().double()
     torch.testing.assert_close(scores(folded, inputs), scores(plain, inputs), rtol=1e-9, atol=1e-9)
 

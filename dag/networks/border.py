@@ -68,7 +68,7 @@ class Window(NamedTuple):
 class Templates:
     """Memory of `outputs` between passes: templates by size (H, W), last used last, and the weights behind them."""
 
-    weights: list[Tensor] = field(default_factory=list)
+    weights: list[_Kept] = field(default_factory=list)
     maps: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
 
 
@@ -183,8 +183,8 @@ def _borders(
 ) -> list[Tensor]:
     """Output of every block for an image of zeros, in the wanted ranges; from memory if the weights are the same."""
     weights = [weight for block in blocks for layer in block for weight in layer.weights]
-    if len(weights) != len(templates.weights) or not all(map(_same, weights, templates.weights)):
-        templates.weights = [weight.detach().clone() for weight in weights]
+    if len(weights) != len(templates.weights) or not all(map(_Kept.equals, templates.weights, weights)):
+        templates.weights = [_Kept(weight) for weight in weights]
         templates.maps.clear()
     size = tuple(images.shape[-2:])
     found = templates.maps.pop(size, None)
@@ -206,9 +206,26 @@ def _make(maps: Tensor, blocks: Sequence[Sequence[Layer]], rows: list, columns: 
     return found
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """By value: a write through `data` or numpy, as that of a loader, leaves no other trace."""
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+class _Kept:
+    """What a weight was.
+
+    It is compared by value: a write through `data` or numpy, as that of a loader, leaves no other trace.  On a GPU it
+    is compared by place and version, which every other write changes: there the host would wait for the values, in
+    every pass.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.version = weight._version
+        self.weight = weight.detach()  # the place stays taken
+        if weight.is_cpu:
+            self.weight = self.weight.clone()
+
+    def equals(self, weight: Tensor) -> bool:
+        if (weight.dtype, weight.device) != (self.weight.dtype, self.weight.device):
+            return False
+        if weight.is_cpu:
+            return torch.equal(weight, self.weight)
+        return (weight.data_ptr(), weight._version) == (self.weight.data_ptr(), self.version)
 
 
 def _cut(maps: Tensor, rows: tuple[int, int], columns: tuple[int, int], top: int = 0, left: int = 0) -> Tensor:

@@ -154,8 +154,8 @@ class TwoStage(RegionDetector):
 
 def rois(proposals: list[Proposals], maps: Tensor) -> Tensor:
     """Proposals of a batch as rows (image, x_min, y_min, x_max, y_max), (R, 5), typed like `maps`."""
-    image = torch.cat([torch.full((len(one), 1), i) for i, one in enumerate(proposals)])
-    return torch.cat([image.to(maps), torch.cat([one.boxes for one in proposals]).to(maps)], 1)
+    image = torch.cat([maps.new_full((len(one), 1), i) for i, one in enumerate(proposals)])
+    return torch.cat([image, torch.cat([one.boxes for one in proposals]).to(maps)], 1)
 
 
 class FasterRCNN(TwoStage):

@@ -290,7 +290,7 @@ class _FasterRCNN(CaffeDetector):
         """Output of fc7, (R, D)."""
         values = operators.roi_pool(features.last, self.windows(features, proposals), self.cells, 1 / STRIDE).flatten(1)
         if values.requires_grad and not any(layer.weight.requires_grad for layer in self.head.values()):
-            factor = float(self.dropout(values.new_ones(())))
+            factor = 1.0 if self.dropout.scale_train else 1 - self.dropout.ratio
             return operators.perceptron(values, [self.head["fc6"], self.head["fc7"]], factor)
         for layer in ("fc6", "fc7"):
             values = self.dropout(F.relu(self.head[layer](values), inplace=True))

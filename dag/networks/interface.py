@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +90,16 @@ class Network(nn.Module):
     task: str
     labels: tuple[int, ...]
     channels_last = False
+
+    def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
+        """Where `build` may multiply a batch normalisation into a convolution.
+
+        Yields a module and the names of two of its layers, of which the second reads all that the first puts out, and
+        nobody else reads it.  Neighbours in an `nn.Sequential` are that in any case; a network adds others.
+        """
+        for block in self.modules():
+            if isinstance(block, nn.Sequential):
+                yield from ((block, *pair) for pair in pairwise(block._modules))
 
 
 class Segmenter(Network):
@@ -228,17 +239,18 @@ def rewrite(network: Network) -> Network:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Multiply every batch normalisation that follows a convolution in an `nn.Sequential` into it, in place.
+    """Multiply every batch normalisation that follows a convolution into it, in place; see `Network.normalised`.
 
     Equal up to rounding; one iteration of the attack takes 0.86 of the time on the VGG networks of
     the miniature and 0.97 on the ZF ones.
     """
-    for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
-        for first, second in pairwise(list(block._modules)):
-            convolution, norm = block._modules[first], block._modules[second]
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                block._modules[first] = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)
-                block._modules[second] = nn.Identity()
+    # a network from outside may be no `Network`
+    pairs = network.normalised() if isinstance(network, Network) else Network.normalised(network)
+    for block, first, second in list(pairs):
+        convolution, norm = block._modules[first], block._modules[second]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            block._modules[first] = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)
+            block._modules[second] = nn.Identity()
     return network
 
 

@@ -53,12 +53,10 @@ class _Pool(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         backward = getattr(torch.ops.torchvision, f"_{ctx.name}_backward")
         sizes = (ctx.size, ctx.size, batch, channels, height, width)
-        rows = _active(gradient)
         if ctx.name == "roi_pool":  # the other operator keeps no row of `origin` for each roi
-            origin = origin[rows]
-        elif len(rows) < len(gradient):
-            rows = torch.arange(len(gradient), device=gradient.device)
-        return backward(gradient[rows], rois[rows], origin, ctx.scale, *sizes), None, None, None, None
+            rows = _active(gradient)
+            gradient, rois, origin = gradient[rows], rois[rows], origin[rows]
+        return backward(gradient, rois, origin, ctx.scale, *sizes), None, None, None, None
 
 
 class _Perceptron(torch.autograd.Function):

@@ -20,23 +20,26 @@ taken from x_max and y_max.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.functional import resize
 
 from dag.networks import operators
 from dag.networks.boxes import exclusive
-from dag.networks.interface import Detections, Detector, Proposals, Segmenter
+from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter
 from dag.voc import CLASSES
 
 # Categories of the weights that VOC calls by another name.
@@ -135,7 +138,18 @@ def _adopt(network: nn.Module, parts: nn.Module) -> None:
         network.add_module(name, part)
 
 
-class _Segmenter(Segmenter):
+class _Normalised(Network):
+    """Batch normalisations of a ResNet have the number of the convolution before them."""
+
+    def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
+        yield from super().normalised()
+        for block in self.modules():
+            if isinstance(block, IntermediateLayerGetter | BasicBlock | Bottleneck):
+                for norm in [name for name, _ in block.named_children() if re.fullmatch("bn[123]", name)]:
+                    yield block, norm.replace("bn", "conv"), norm
+
+
+class _Segmenter(_Normalised, Segmenter):
     """torchvision enlarges the scores to the resized image; here they go to the image itself in one step."""
 
     def __init__(self, network: nn.Module, weights: torchvision.models.Weights, short_side: int | None):
@@ -183,7 +197,7 @@ class Features:
         return self.images.tensors.new_tensor([x, y, x, y])
 
 
-class _Detector(Detector):
+class _Detector(_Normalised, Detector):
     """Common to both kinds; `softmax` over the categories, or else a sigmoid for each."""
 
     def __init__(self, network: nn.Module, categories: Sequence[str], *, softmax: bool):

@@ -1,0 +1,292 @@
+"""Attacks on a GPU: images per second of the engine, of a plain loop, and of the network alone.
+
+    python benchmarks/gpu.py [--precision tf32] [--batch 8]
+
+FCN-8s on VGG16 at 375 x 500 with every pixel a target, and Faster R-CNN on VGG16 at 600 x 800 with 3000 proposals,
+all of them targets that stay active: the most that an iteration can cost.  Weights are random, nothing is downloaded.
+
+floor     one forward and one backward pass of the network as it is, one image, with a fixed gradient
+plain     Algorithm 1 as it is printed: one image, every score, a loss, the host asks after every pass
+network   both passes of the body, or of trunk and head, of the network that `build` makes, the whole batch: no attack
+eager     `dag.attack.dense_adversaries`, the whole batch
+compiled  the same with torch.compile on the body or trunk
+graphed   the same with its passes recorded as a CUDA graph
+
+The last three are compared with each other before they are timed: torch.compile and CUDA graphs are no part of the
+package, and whether they are worth it is what this program finds out.  Times are those of the clock, the device
+waited for.  The goals are G1: `network` takes at least 0.9 of the time of `eager`; and G2: the whole experiment of the
+paper, 488 PFLOP of attacks and 121 of evaluation, in 6 hours (2 in TF32) at the rate of the detector, on an H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import Tensor
+
+from dag import generate
+from dag.attack import Problem, Rules, dense_adversaries
+from dag.networks.interface import Network, Proposals, build, rewrite
+from dag.networks.precision import arithmetic
+
+# No share of the targets is few enough, so that the number of iterations is fixed.
+TIMED = Rules(active="unreached", stop=-1)
+MODES = ("eager", "compiled", "graphed")
+BACKEND = "inductor"  # of torch.compile
+PETAFLOP, HOURS = 488 + 121, {"fp32": 6, "tf32": 2, "bf16": 2}
+# Largest difference of the scores from those of `eager`, relative to the largest score, in fp32.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and what is asked of it.
+
+    Attributes
+    ----------
+    architecture, arguments
+        Of `dag.networks.interface.build`.
+    size : (H, W)
+    proposals : int
+        0: a segmenter, whose pixels are all targets.
+    mean : float
+        Iterations that an image is taken to need, for images per second.
+    gflop : float
+        Of one iteration of the engine, if known.
+    """
+
+    architecture: str
+    arguments: dict
+    size: tuple[int, int]
+    proposals: int
+    mean: float
+    gflop: float | None = None
+
+
+CASES = {
+    "FCN-8s-VGG16 375 x 500": Case("dag.networks.fcn_caffe:fcn8s_vgg16", {}, (375, 500), 0, 54, 438),
+    "FR-VGG16 600 x 800, 3000 proposals": Case(
+        "dag.networks.faster_rcnn_caffe:faster_rcnn", {"body": "vgg16"}, (600, 800), 3000, 41.4, 2028
+    ),
+}
+
+
+def prepared(case: Case, device: str, *, built: bool) -> Network:
+    """The network with random weights, the same for either value of `built`."""
+    torch.manual_seed(0)
+    network = build(case.architecture, case.arguments, fold=False)
+    if hasattr(network, "elide"):
+        network.elide = built
+    return (rewrite(network) if built else network).to(device)
+
+
+def problem_of(network: Network, case: Case, device: str, number: int) -> Problem:
+    """All pixels, or proposals all over the image; labels are predictions, adversarial ones the next."""
+    random = torch.Generator().manual_seed(number)
+    height, width = case.size
+    image = (255 * torch.rand(3, height, width, generator=random)).to(device)
+    if case.proposals:
+        corners = torch.rand(case.proposals, 2, generator=random) * torch.tensor([0.7 * width, 0.7 * height])
+        sides = (0.05 + 0.25 * torch.rand(case.proposals, 2, generator=random)) * torch.tensor([width, height])
+        where = Proposals(torch.cat([corners, corners + sides], 1).to(device))
+    else:
+        where = torch.arange(height * width, device=device)
+    problem = Problem(image, where, where, where=where, name=str(number))
+    with torch.no_grad():
+        labels = scores_of(network)(image[None], [problem])[0].argmax(1)
+    return replace(problem, labels=labels, adversarial=(labels + 1) % len(network.labels))
+
+
+def scores_of(network: Network) -> Callable:
+    return (generate.proposal_scores if network.task == "detection" else generate.pixel_scores)(network)
+
+
+def all_scores(network: Network, x: Tensor, problems: list[Problem]) -> Tensor:
+    """Scores of whole score maps, or of the proposals."""
+    if network.task == "segmentation":
+        return network(x)
+    return network.scores(network.features(x), [problem.where for problem in problems])
+
+
+def compiled(network: Network, x: Tensor) -> None:
+    """Let torch.compile have the body or the trunk."""
+    name = "body" if network.task == "segmentation" else "pass_trunk"
+    setattr(network, name, torch.compile(getattr(network, name), backend=BACKEND))
+
+
+def graphed(network: Network, x: Tensor) -> None:
+    """Record the passes of the body or the trunk for inputs like those of the images `x`."""
+    if network.task == "segmentation":
+        network.body = torch.cuda.make_graphed_callables(network.body, (x.clone().requires_grad_(),))
+        return
+    straight, seen = network.pass_trunk, []
+    network.pass_trunk = lambda inputs: (seen.append(inputs), straight(inputs))[1]
+    network.features(x)
+    sample = torch.zeros_like(seen[0]).requires_grad_()
+    trunk = torch.cuda.make_graphed_callables(lambda inputs: straight(inputs)[0], (sample,))
+    network.pass_trunk = lambda inputs: (trunk(inputs),) * 2
+
+
+CHANGES = {"eager": lambda network, x: None, "compiled": compiled, "graphed": graphed}
+
+
+class _Over(Exception):
+    """Enough iterations have been seen."""
+
+
+def wait(device: str) -> float:
+    """The time, when the device has done what it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(step: Callable[[], object], device: str, iterations: int, warm: int = 3) -> float:
+    """Of one of the steps, after some that do not count."""
+    for _ in range(warm):
+        step()
+    begin = wait(device)
+    for _ in range(iterations):
+        step()
+    return (wait(device) - begin) / iterations
+
+
+def engine(scores: Callable, problems: list[Problem], device: str, iterations: int, warm: int = 3) -> float:
+    """Seconds of one iteration of the engine, as on a GPU also on a CPU: the host reads late."""
+    ticks, passes = [], 0
+
+    def counted(x: Tensor, todo: list[Problem]) -> list[Tensor]:
+        nonlocal passes
+        passes += 1
+        if passes in (warm + 1, warm + iterations + 1):
+            ticks.append(wait(device))
+            if len(ticks) == 2:
+                raise _Over
+        return scores(x, todo)
+
+    with suppress(_Over):
+        options = {"rules": TIMED, "iterations": warm + iterations + 1, "batch": len(problems), "late": True}
+        list(dense_adversaries(problems, counted, **options))
+    return (ticks[1] - ticks[0]) / iterations
+
+
+def plain_step(network: Network, problem: Problem) -> Callable[[], None]:
+    """An iteration of Algorithm 1 as it is printed, on one image."""
+    r = torch.zeros_like(problem.image)
+
+    def step() -> None:
+        nonlocal r
+        x = (problem.image + r)[None].requires_grad_()
+        f = all_scores(network, x, [problem])
+        f = f[0].flatten(1).T if network.task == "segmentation" else f
+        active = f.argmax(1) != problem.adversarial
+        active.any().item()  # whether it is done
+        loss = f.gather(1, problem.adversarial[:, None]) - f.gather(1, problem.labels[:, None])
+        (gradient,) = torch.autograd.grad(loss[active].sum(), x)
+        r = r + 0.5 * gradient[0] / gradient.abs().max().item()
+
+    return step
+
+
+def passes(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    """One forward and one backward pass with a fixed gradient."""
+    gradient = torch.randn_like(function(x))
+    return lambda: torch.autograd.grad(function(x), x, gradient)
+
+
+def check(name: str, changed: Callable, eager: list[Tensor], x: Tensor, problems: list[Problem]) -> None:
+    """Scores are those of the eager engine.
+
+    Raises
+    ------
+    SystemExit
+        If not.
+    """
+    for found, expected in zip(changed(x, problems), eager, strict=True):
+        difference = float((found.detach() - expected).abs().max() / expected.abs().max())
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"{name}: scores differ from the eager ones by {difference:.1e}; nothing is measured")
+
+
+def measure(case: Case, device: str, modes: tuple[str, ...], batch: int, precision: str, iterations: int) -> dict:
+    """Seconds per image and iteration of every variant."""
+    plain = prepared(case, device, built=False)
+    problems = [problem_of(plain, case, device, number) for number in range(batch)]
+    x = torch.stack([problem.image for problem in problems]).requires_grad_()
+    times = {}
+    with arithmetic(precision, device):
+        one = x[:1].detach().requires_grad_()
+        times["floor"] = seconds(passes(partial(all_scores, plain, problems=problems[:1]), one), device, iterations)
+        times["plain"] = seconds(plain_step(plain, problems[0]), device, iterations)
+    del plain
+    for mode in modes:
+        if mode == "graphed" and device != "cuda":
+            continue
+        network = prepared(case, device, built=True)
+        with arithmetic("fp32", device):
+            expected = [f.detach() for f in scores_of(network)(x, problems)]
+            CHANGES[mode](network, x.detach())
+            check(mode, scores_of(network), expected, x, problems)
+        network = prepared(case, device, built=True)  # what was recorded keeps its precision
+        with arithmetic(precision, device):
+            if mode == "eager":
+                segments = network.task == "segmentation"
+                function = network.body if segments else partial(all_scores, network, problems=problems)
+                times["network"] = seconds(passes(function, x), device, iterations) / batch
+            CHANGES[mode](network, x.detach())
+            times[mode] = engine(scores_of(network), problems, device, iterations) / batch
+    return times
+
+
+def report(case: Case, times: dict[str, float], precision: str) -> None:
+    print(f"  {'':9} {'s / image-iteration':>20} {'images / s':>11} {'of the floor':>13} {'plain loop / it':>16}")
+    for name, value in times.items():
+        rates = f"{1 / value / case.mean:11.3f} {value / times['floor']:13.3f} {times['plain'] / value:16.2f}"
+        print(f"  {name:9} {value:20.5f} {rates}")
+    share = times["network"] / times["eager"]
+    print(f"  G1  network / eager {share:.3f}, goal >= 0.9: {'met' if share >= 0.9 else 'MISSED'}")
+    if case.gflop is not None:
+        best = min(times[mode] for mode in MODES if mode in times)
+        print(f"  {case.gflop / best / 1e3:.1f} TFLOP/s")
+        if case.proposals:
+            hours = PETAFLOP * 1e6 / (case.gflop / best) / 3600
+            verdict = "met" if hours <= HOURS[precision] else "MISSED"
+            print(f"  G2  {hours:.1f} hours for the paper, goal <= {HOURS[precision]} on an H200: {verdict}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--precision", default="fp32", choices=list(HOURS))
+    parser.add_argument("--batch", type=int, default=generate.BATCH["cuda"])
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="eager is always measured")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: this benchmark needs one (--device cpu runs it, for days)")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(f"{device}, torch {torch.__version__}, {options.precision}, {options.batch} images, {time.strftime('%F')}")
+    modes = tuple(mode for mode in MODES if mode == "eager" or mode in options.modes)
+    for name, case in CASES.items():
+        print(f"\n{name}, {case.mean} iterations per image", flush=True)
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        report(case, measure(case, options.device, modes, options.batch, options.precision, options.iterations),
+               options.precision)  # fmt: skip
+        if options.device == "cuda":
+            print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
