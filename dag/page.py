@@ -19,7 +19,7 @@ from PIL import Image
 
 from dag import claims
 from dag.figures import DROP
-from dag.tables import STATUSES, pixel_words
+from dag.tables import STATUSES, images_of, listed, pixel_words
 
 # A name in the configuration says whether a table or figure is one of the paper's.
 _OF_THE_PAPER = re.compile(r"(table[1-4]|figure[1-6])(_|$)")
@@ -368,7 +368,7 @@ def _cell(cell: pd.Series, limit: float) -> dict:
         f"{cell.companion_metric} {cell.companion:.2f}{_error(cell.companion_se, 2)}",
         f"paper {cell.paper:.2f}" if "paper" in cell and not pd.isna(cell.paper) else "",
         "" if clean else f"p {1000 * cell.perceptibility:.2f} · 10⁻³, largest |r| {cell.linf:.1f} grey levels",
-        _images_of(cell.image_set, cell.images, cell.missing),
+        images_of(cell.image_set, cell.images, cell.missing),
         "white box: the victim's own perturbation takes part" if cell.white_box else "",
     ]
     return {
@@ -405,16 +405,8 @@ def _images(frame: pd.DataFrame) -> str:
     """How many images of which image set the columns of a frame are of."""
     sets = frame.groupby(["image_set", "images", "missing"], sort=False).column_label.unique()
     if len(sets) == 1:
-        return _images_of(*sets.index[0])
-    return "; ".join(f"{', '.join(labels)}: {_images_of(*key)}" for key, labels in sets.items())
-
-
-def _images_of(image_set: str, count: int, missing: str, shown: int = 8) -> str:
-    ids = missing.split()
-    if not ids:
-        return f"{count} images of {image_set}"
-    rest = f" and {len(ids) - shown} more (all in the CSV file)" if len(ids) > shown else ""
-    return f"{count} of {count + len(ids)} images of {image_set}, missing: {', '.join(ids[:shown])}{rest}"
+        return images_of(*sets.index[0])
+    return "; ".join(f"{', '.join(labels)}: {images_of(*key)}" for key, labels in sets.items())
 
 
 def _claims(path: Path) -> dict:
@@ -450,6 +442,7 @@ def _statuses(path: Path) -> dict:
         "label": ("source", "{}"),
         "task": ("task", "{}"),
         "images": ("images", "{}"),
+        "missing": ("missing images", "ids"),
         **{status.replace(" ", "_"): (status, "{}") for status in STATUSES},
         "no_step": ("no step", "{}"),
         "iterations_paper": ("iterations, paper", "{:.1f}"),
@@ -468,6 +461,7 @@ def _perceptibility(path: Path) -> dict:
         "row_label": ("perturbation", "{}"),
         "image_set": ("image set", "{}"),
         "images": ("images", "{}"),
+        "missing": ("missing images", "ids"),
         "paper_p": ("p / 10⁻³, paper", "thousandths"),
         "perceptibility": ("p / 10⁻³", "thousandths"),
         "linf": ("largest |r|", "{:.1f}"),
@@ -476,7 +470,9 @@ def _perceptibility(path: Path) -> dict:
 
 
 def _plain(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> dict:
-    known = [column for column in columns if column in frame]
+    known = [
+        column for column in columns if column in frame and not (column == "missing" and (frame[column] == "").all())
+    ]
     rows = [[_text(row[column], columns[column][1]) for column in known] for row in frame.to_dict("records")]
     numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in known]
     return {"header": [columns[column][0] for column in known], "numeric": numeric, "rows": rows}
@@ -485,4 +481,6 @@ def _plain(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> dict:
 def _text(value: object, form: str) -> str:
     if pd.isna(value):
         return "–"
+    if form == "ids":
+        return listed(value.split())
     return f"{1000 * value:.1f}" if form == "thousandths" else form.format(value)

@@ -698,10 +698,12 @@ def _image_sets(frame: pd.DataFrame, label: str = "") -> str:
     """How many images of which image sets a frame is of; where they differ, those of each `label`, if that is given."""
     sets = _groups(frame, ["image_set", "images", "missing"])
     named = label and len(sets) > 1
-    return "; ".join((f"{', '.join(cells[label].unique())}: " if named else "") + _images(*key) for key, cells in sets)
+    return "; ".join(
+        (f"{', '.join(cells[label].unique())}: " if named else "") + images_of(*key) for key, cells in sets
+    )
 
 
-def _images(image_set: str, count: int, missing: str) -> str:
+def images_of(image_set: str, count: int, missing: str) -> str:
     """How many images of an image set a number is of, and which ones are missing."""
     ids = missing.split()
     of = f" of {image_set}" if image_set else ""

@@ -356,6 +356,18 @@ def test_a_cell_has_all_its_numbers_as_a_tip(reader):
     assert "48 of 50 images of test, missing: 000001, 000007." in squeezed(reader.product("table2"))
 
 
+def test_images_of_shards_that_were_given_up_are_named_wherever_there_are_counts(results, tmp_path):
+    assert "missing images" not in written(results)
+    shutil.copytree(results, tmp_path / "copy")
+    for name in ("statuses", "perceptibility"):
+        path = tmp_path / f"copy/tables/{name}.csv"
+        frame = pd.read_csv(path)
+        frame.assign(missing=" ".join(f"{k:06}" for k in range(1, 11))).to_csv(path, index=False)
+    text = written(tmp_path / "copy")
+    assert text.count("missing images") == 2
+    assert "000001, 000002, 000003, 000004, 000005, 000006, 000007, 000008 and 2 more (all in the CSV file)" in text
+
+
 def test_white_box_cells_are_framed(reader):
     view = reader.all("div", "view-1", within=reader.product("table2"))[0]
     framed = [
