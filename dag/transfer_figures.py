@@ -238,6 +238,9 @@ def files(cells: pd.DataFrame) -> Figure:
         axes.set_title(row.row_label)
         axes.grid(axis="y")
         axes.legend(fontsize=6)
+    # room for the legends above what is drawn
+    low, high = panels[0].get_ylim()
+    panels[0].set(ylim=(low, high + 0.07 * (len(victims) + 1) * (high - low)), yticks=range(0, 101, 20))
     panels[0].set_ylabel("drop from the clean image\nin the same file, points")
     return figure
 
@@ -261,8 +264,9 @@ def classes(frame: pd.DataFrame) -> Figure:
         mine = frame[(frame.perturbation == pair.perturbation) & (frame.victim == pair.victim)]
         y = [names.index(name) for name in mine["class"]]
         axes.hlines(y, mine.score, mine.clean, color="0.75", linewidth=2.5, zorder=1)
-        axes.plot(mine.clean, y, "o", color=COLOURS[0], markersize=4, markerfacecolor="white", zorder=2)
-        axes.plot(mine.score, y, "D", color=COLOURS[1], markersize=4, zorder=3)
+        # the clean mark shows around the other one where nothing is lost
+        axes.plot(mine.clean, y, "o", color=COLOURS[0], markersize=6.5, markerfacecolor="white", zorder=2)
+        axes.plot(mine.score, y, "D", color=COLOURS[1], markersize=3.2, zorder=3)
         axes.set_title(f"{pair.row_label}\non {pair.column_label}", fontsize=7.5)
         axes.set_xlabel("AP" if pair.task == "detection" else "IoU", labelpad=1)
         axes.xaxis.set_tick_params(labelbottom=True)
@@ -272,8 +276,8 @@ def classes(frame: pd.DataFrame) -> Figure:
     for axes in panels.flat[len(pairs) :]:
         axes.remove()
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=COLOURS[0], markersize=4, markerfacecolor="white"),
-        Line2D([], [], linestyle="", marker="D", color=COLOURS[1], markersize=4),
+        Line2D([], [], linestyle="", marker="o", color=COLOURS[0], markersize=6.5, markerfacecolor="white"),
+        Line2D([], [], linestyle="", marker="D", color=COLOURS[1], markersize=3.2),
     ]
     figure.legend(handles, ["clean", "perturbed"], loc="outside upper right", ncols=2)
     return figure
