@@ -148,7 +148,7 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def strength(cells: pd.DataFrame) -> Figure:
-    """How much is lost against how visible the perturbation is, one panel per victim.
+    """The drop against how visible the perturbation is, one panel per victim.
 
     Parameters
     ----------
@@ -178,16 +178,13 @@ def strength(cells: pd.DataFrame) -> Figure:
         mine = cells[cells.victim == victim.victim]
         for base, line in mine[mine.scaled].groupby("base", sort=False):
             line = line.sort_values("perceptibility")
-            clean = line.score + line["drop"]
-            low, high = 100 * line.drop_low / clean, 100 * line.drop_high / clean
-            values = lost(line)
-            errors = np.maximum([values - low, high - values], 0)
-            axes.errorbar(1000 * line.perceptibility, values, errors, **styles[base], elinewidth=0.7, capsize=1.5)
+            errors = np.maximum([line["drop"] - line.drop_low, line.drop_high - line["drop"]], 0)
+            axes.errorbar(1000 * line.perceptibility, line["drop"], errors, **styles[base], elinewidth=0.7, capsize=1.5)
         for row in mine[~mine.scaled].itertuples():
             style = styles[row.base]
             axes.plot(
                 1000 * row.perceptibility,
-                100 * row.drop / (row.score + row.drop),
+                row.drop,
                 **{**style, "linestyle": "", "markersize": 7, "markerfacecolor": "none"},
             )
         axes.axhline(0, color="0.3", linewidth=0.6)
@@ -201,7 +198,7 @@ def strength(cells: pd.DataFrame) -> Figure:
     for axes in panels.flat[len(victims) :]:
         axes.remove()
     figure.supxlabel("perceptibility p / 10⁻³", fontsize=7.5)
-    figure.supylabel("lost, % of the clean score", fontsize=7.5)
+    figure.supylabel("drop from the clean image, points", fontsize=7.5)
     handles = [Line2D([], [], **style) for style in styles.values()]
     handles.append(Line2D([], [], color="0.3", linestyle="", marker="o", markersize=7, markerfacecolor="none"))
     labels = [*names.base_label, "as the attack left it"]

@@ -102,17 +102,17 @@ def scaled():
     )
 
 
-def test_strength_draws_losses_over_perceptibility():
+def test_strength_draws_drops_over_perceptibility():
     figure = figures.strength(scaled())
     first, second = figure.axes
     assert first.get_title() == "A (mAP)" and second.get_title() == "B (mAP)"
     attack, noise = (container[0] for container in first.containers)
-    assert attack.get_xydata().tolist() == [[1, 10], [2, 30], [4, 70]]
-    assert noise.get_xydata().tolist() == [[1, 1.25], [2, 3.75], [4, 8.75]]
+    assert attack.get_xydata().tolist() == [[1, 8], [2, 24], [4, 56]]
+    assert noise.get_xydata().tolist() == [[1, 1], [2, 3], [4, 7]]
     (low, high), *_ = (segment[:, 1] for segment in first.containers[0][2][0].get_segments())
-    assert (low, high) == pytest.approx((100 * 3 / 80, 100 * 11 / 80))
+    assert (low, high) == (3, 11)
     hollow = [line for line in first.lines if line.get_markerfacecolor() == "none"]
-    assert [line.get_xydata().tolist() for line in hollow] == [[[3.1, 90]]]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[3.1, 72]]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["X", "X.GAUSSIAN", "as the attack left it"]
     # controls are grey, whatever else there is
     assert noise.get_color() == "0.55" and attack.get_color() != "0.55"
