@@ -52,6 +52,8 @@ from dag import lock
 FORMAT = 2
 LOCK, PART, SECOND = "lock", ".part", "second.h5"
 SEAL, MAGIC = struct.Struct("<Q32s8s"), b"dag seal"
+# What a file system without hard links answers to the wish for one.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 REMEDY = "delete it and run the workflow again"
 
 
@@ -145,7 +147,16 @@ class Writer:
             raw.complain()
             os.fsync(raw.fileno())
         if self._second:
-            os.link(whole, self._second)
+            try:
+                os.link(whole, self._second)
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                print(
+                    f"{self._path}: no second name, this file system has no hard links ({error.strerror}); if "
+                    "Snakemake is killed before it knows of this shard, it computes it again",
+                    file=sys.stderr,
+                )
         os.replace(whole, self._path)
         _sync(self._path.parent)
 

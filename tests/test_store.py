@@ -1,5 +1,6 @@
 """Shards: nothing lost, nothing half done, nothing of another job taken for one's own."""
 
+import errno
 import hashlib
 import json
 import os
@@ -282,6 +283,26 @@ def test_a_shard_that_is_deleted_before_the_run_has_ended_is_put_back(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     path.unlink()
     assert write(path, keep=True) == IDS
+
+
+def test_a_file_system_without_hard_links_is_said_and_no_reason_to_stop(tmp_path, monkeypatch, capfd):
+    path = tmp_path / "a.h5"
+
+    def fail_with(number):
+        def link(source, target):
+            raise OSError(number, os.strerror(number), str(source))
+
+        monkeypatch.setattr(os, "link", link)
+
+    fail_with(errno.EPERM)
+    assert write(path, keep=True) == IDS
+    assert "this file system has no hard links" in capfd.readouterr().err
+    write(tmp_path / "b.h5")
+    assert path.read_bytes() == (tmp_path / "b.h5").read_bytes()
+    # any other failure is one
+    fail_with(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path / "c.h5", keep=True)
 
 
 @pytest.mark.parametrize("fault", ["another header", "a wrong bit"])
