@@ -198,7 +198,10 @@ def test_an_attack_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path)
 
 
 def writer(path: str, wait: bool) -> None:
-    """Write a shard, image by image; print which ones were computed here."""
+    """Write a shard, image by image; print which ones were computed here.
+
+    One that would not wait for another stays at its first image until it is told to go on.
+    """
     print("ready", flush=True)
     sys.stdin.readline()
     computed, ids = [], [f"{number:03d}" for number in range(20)]
@@ -208,6 +211,8 @@ def writer(path: str, wait: bool) -> None:
                 time.sleep(0.01)
                 shard.put(image_id, test_store.array(image_id), test_store.ATTRIBUTES)
                 computed.append(image_id)
+                if not wait and len(computed) == 1:
+                    sys.stdin.readline()
     print(computed, flush=True)
 
 
@@ -221,6 +226,11 @@ def together(path: Path, wait: bool, locking: str) -> list[tuple[int, int, str, 
     for one in two:
         one.stdin.write("go\n")
         one.stdin.flush()
+    if not wait:  # the one that is in stays there until the other is turned away, however slow that one is
+        deadline = time.monotonic() + 60
+        while all(one.poll() is None for one in two):
+            assert time.monotonic() < deadline, "nobody was turned away"
+            time.sleep(0.01)
     printed = [one.communicate(timeout=60) for one in two]
     return [(one.pid, one.returncode, *texts) for one, texts in zip(two, printed, strict=True)]
 
