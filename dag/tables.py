@@ -32,7 +32,7 @@ STATUSES = ("converged", "iteration limit", "no targets", "no gradient")
 # 95 % of a normal distribution lies within this many standard errors of its mean.
 RESOLVED = 1.96
 
-_CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "Gaussian noise"}
+CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "Gaussian noise"}
 
 _VICTIM = ("victim", "label", "task", "image_set", "images", "metric", "companion_metric", "cells")
 _NUMBERS = (
@@ -147,14 +147,14 @@ def differences(
     known = ["perturbation", "row_label", "group", "victim", "column_label", "task", "images", "metric", "pixels"]
     cells = {victim["victim"]: _cells(victim, pixels) for victim in scores}
     records = []
-    for row in pairs(scores, wanted, labels, symbols, pixels).to_dict("records"):
+    perturbed = [pair for pair in wanted if pair[0] != "none"]
+    for row in pairs(scores, perturbed, labels, symbols, pixels).to_dict("records"):
         clean = {"difference": row["drop"], "low": row["drop_low"], "high": row["drop_high"]}
         beyond = cells[row["victim"]][row["perturbation"]]["beyond"]
-        if row["group"] != "none":
-            records += [
-                {key: row[key] for key in (*known, "white_box")} | {"against": against} | numbers
-                for against, numbers in ({"clean": clean} | beyond).items()
-            ]
+        records += [
+            {key: row[key] for key in (*known, "white_box")} | {"against": against} | numbers
+            for against, numbers in ({"clean": clean} | beyond).items()
+        ]
     frame = pd.DataFrame(records).astype({"difference": float, "low": float, "high": float})
     return frame.assign(resolved=frame.apply(lambda row: mark(row.low, row.high) != "", axis=1))
 
@@ -347,7 +347,7 @@ def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str
             raise ValueError(f"perturbation {perturbation!r} names network {network!r}, which has no label")
     changes = [
         f"p = {recipe.scale} · 10⁻³" if recipe.scale else "",
-        f"{_CONTROL_WORDS[recipe.control]} {recipe.draw or ''}".rstrip() if recipe.control else "",
+        f"{CONTROL_WORDS[recipe.control]} {recipe.draw or ''}".rstrip() if recipe.control else "",
     ]
     if len(networks) == 1:
         text, notes = labels[networks[0]], [symbols.get(networks[0], ""), variants[0], *changes]
@@ -688,7 +688,7 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     if frame.white_box.any():
         sentences.append("Bold: the victim's own perturbation takes part (white box).")
     for group in [name for name in CONTROLS if (frame.group == name).any()]:
-        name = "PERM" if "condition" in frame else _CONTROL_WORDS[group]
+        name = "PERM" if "condition" in frame else CONTROL_WORDS[group]
         sentences.append(f"{name}: {CONTROLS[group]}, mean over the draws.")
     sentences.append("p: perceptibility, mean over the images.")
     return " ".join(sentences)

@@ -20,15 +20,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.cluster.hierarchy import dendrogram, linkage
 
 from dag.figures import COLOURS, DROP, PAGE, STYLE, broken, ink, line_style, text_width
+from dag.tables import CONTROL_WORDS
 
 # What a difference is taken against, and its mark: filled where its interval leaves out 0.
 AGAINST = {"clean": "o", "permuted": "s", "signs": "^", "gaussian": "D"}
-_AGAINST_WORDS = {
-    "clean": "clean image",
-    "permuted": "permuted",
-    "signs": "random signs",
-    "gaussian": "Gaussian noise",
-}
+_AGAINST_WORDS = {"clean": "clean image"} | CONTROL_WORDS
 
 
 def lost(cells: pd.DataFrame) -> pd.Series:
