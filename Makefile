@@ -26,7 +26,7 @@ smoke: $(READY)  ## the experiments of the paper and of torchvision: random weig
 	$(BIN)/python -m pytest -m full $(ARGS)
 
 slurm-test: $(READY)  ## jobs on a Slurm cluster of three pretended nodes; installs Debian's Slurm, minutes
-	tests/slurm/install.sh
+	tests/workflow/slurm/install.sh
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: $(READY)  ## the checks of style alone

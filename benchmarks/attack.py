@@ -5,8 +5,8 @@
 Each half takes just under a minute on one core; RESULTS.md has results and says what to think of them.  Weights
 are random, nothing is downloaded.  The floor F is one forward pass and one backward pass to the image of the
 network as it is built (float32, channels first, nothing folded), with a fixed gradient at full resolution:
-no attack, no loss, no arg max.  The engine is `dag.attack.dense_adversaries` on `dag.generate.pixel_scores`,
-on that network ("plain") and on the one that `dag.networks.interface.build` makes of it ("built").
+no attack, no loss, no arg max.  The engine is `dag.attack.engine` on `dag.attack.perturb.pixel_scores`,
+on that network ("plain") and on the one that `dag.networks.building.build` makes of it ("built").
 
 The peer is `dag` of the package adv-lib (module adv_lib.attacks.segmentation.dense_adversary), an untargeted
 attack on images in [0, 1] with 0.5 / 255 as step; PATH is a folder that it is installed in.
@@ -42,10 +42,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dag import generate
-from dag.attack import Problem, Rules, dense_adversaries
-from dag.networks import operators
-from dag.networks.interface import Segmenter, build, rewrite
+from dag.attack import perturb
+from dag.attack.engine import Problem, dense_adversaries
+from dag.attack.rules import Rules
+from dag.networks.building import build, rewrite
+from dag.networks.interface import Segmenter
+from dag.networks.layers import operators
 
 STEP = 0.5  # grey levels
 # The number of iterations is fixed: hardly a pixel takes its random adversarial label, and no share of them is enough.
@@ -76,7 +78,7 @@ class Case:
     Attributes
     ----------
     architecture, arguments
-        Of `dag.networks.interface.build`.
+        Of `dag.networks.building.build`.
     size : (H, W)
     rounds : int
     iterations : int
@@ -129,7 +131,7 @@ HEAVY = {
         (Goal("P4", "built", "F", 1.00), Goal("P4", "peer", "built", 1.00, False)),
     ),
     "FCN-8s-VGG16 188 x 252": Case(
-        "dag.networks.fcn_caffe:fcn8s_vgg16", {}, (188, 252), 1, 1, 0,
+        "dag.networks.caffe.fcn:fcn8s_vgg16", {}, (188, 252), 1, 1, 0,
         (Goal("P5", "built", "F", 0.70),),
         {"widths": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"), 8)},
     ),
@@ -228,7 +230,7 @@ def engine(
     """Perturbation and |T_m| of every pass, by the name of the image."""
     results = dense_adversaries(
         problems,
-        scores or generate.pixel_scores(network),
+        scores or perturb.pixel_scores(network),
         rules=rules,
         iterations=iterations,
         step=STEP,
@@ -238,7 +240,7 @@ def engine(
 
 
 def engine_variant(network: Segmenter, problems: list[Problem], iterations: int) -> Variant:
-    scores = generate.pixel_scores(network)
+    scores = perturb.pixel_scores(network)
     return lambda: per_iteration(
         lambda counted: engine(network, problems, TIMED, iterations + 2, counted), scores, iterations
     )
@@ -444,7 +446,7 @@ def memory(variant: str, case: Case, count: int, peer: Callable | None) -> dict[
             peer_run(peer, problems, iterations)(lambda x: network(255 * x))
         else:
             with suppress(_Over):
-                scores = ticking(generate.pixel_scores(network), ticks, iterations)
+                scores = ticking(perturb.pixel_scores(network), ticks, iterations)
                 engine(network, problems, TIMED, iterations + 1, scores)
 
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dag import metrics, voc
+from dag.data import voc
+from dag.evaluate import metrics
 
 IMAGES, DETECTIONS, RESAMPLES, GOAL_SECONDS = 4952, 30, 1000, 10
 

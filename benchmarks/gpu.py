@@ -8,7 +8,7 @@ all of them targets that stay active: the most that an iteration can cost.  Weig
 floor     one forward and one backward pass of the network as it is, one image, with a fixed gradient
 plain     Algorithm 1 as it is printed: one image, every score, a loss, the host asks after every pass
 network   both passes of the body, or of trunk and head, of the network that `build` makes, the whole batch: no attack
-eager     `dag.attack.dense_adversaries`, the whole batch
+eager     `dag.attack.engine.dense_adversaries`, the whole batch
 compiled  the same with torch.compile on the body or trunk
 graphed   the same with its passes recorded as a CUDA graph
 
@@ -34,10 +34,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from dag import generate
-from dag.attack import Problem, Rules, dense_adversaries
-from dag.networks.interface import Network, Proposals, build, rewrite
-from dag.networks.precision import arithmetic
+from dag.attack import perturb
+from dag.attack.engine import Problem, dense_adversaries
+from dag.attack.rules import Rules
+from dag.networks.building import build, rewrite
+from dag.networks.interface import Network, Proposals
+from dag.networks.layers.precision import arithmetic
 
 # No share of the targets is few enough, so that the number of iterations is fixed.
 TIMED = Rules(active="unreached", stop=-1)
@@ -55,7 +57,7 @@ class Case:
     Attributes
     ----------
     architecture, arguments
-        Of `dag.networks.interface.build`.
+        Of `dag.networks.building.build`.
     size : (H, W)
     proposals : int
         0: a segmenter, whose pixels are all targets.
@@ -74,9 +76,9 @@ class Case:
 
 
 CASES = {
-    "FCN-8s-VGG16 375 x 500": Case("dag.networks.fcn_caffe:fcn8s_vgg16", {}, (375, 500), 0, 54, 438),
+    "FCN-8s-VGG16 375 x 500": Case("dag.networks.caffe.fcn:fcn8s_vgg16", {}, (375, 500), 0, 54, 438),
     "FR-VGG16 600 x 800, 3000 proposals": Case(
-        "dag.networks.faster_rcnn_caffe:faster_rcnn", {"body": "vgg16"}, (600, 800), 3000, 41.4, 2028
+        "dag.networks.caffe.faster_rcnn:faster_rcnn", {"body": "vgg16"}, (600, 800), 3000, 41.4, 2028
     ),
 }
 
@@ -108,7 +110,7 @@ def problem_of(network: Network, case: Case, device: str, number: int) -> Proble
 
 
 def scores_of(network: Network) -> Callable:
-    return (generate.proposal_scores if network.task == "detection" else generate.pixel_scores)(network)
+    return (perturb.proposal_scores if network.task == "detection" else perturb.pixel_scores)(network)
 
 
 def all_scores(network: Network, x: Tensor, problems: list[Problem]) -> Tensor:
@@ -268,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--precision", default="fp32", choices=list(HOURS))
-    parser.add_argument("--batch", type=int, default=generate.BATCH["cuda"])
+    parser.add_argument("--batch", type=int, default=perturb.BATCH["cuda"])
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="eager is always measured")
     options = parser.parse_args(arguments)

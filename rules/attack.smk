@@ -30,9 +30,9 @@ rule perturb:
         image_set=lambda wildcards: image_set(wildcards.image_set),
         settings=lambda wildcards: plan.attack(config, wildcards.source),
         seed=config["seed"],
-        code=code("dag.generate"),
+        code=code("dag.attack.perturb", "dag.networks.building"),
     script:
-        "../scripts/perturb.py"
+        "../scripts/attack/perturb.py"
 
 
 rule shape:
@@ -64,9 +64,9 @@ rule shape:
             if key in ("images", "noise", "shapes", "size", "attack")
         },
         seed=config["seed"],
-        code=code("dag.shapes"),
+        code=code("dag.attack.shapes", "dag.networks.building"),
     script:
-        "../scripts/shape.py"
+        "../scripts/attack/shape.py"
 
 
 rule combine:
@@ -80,9 +80,9 @@ rule combine:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.derive"),
+        code=code("dag.attack.combinations"),
     script:
-        "../scripts/combine.py"
+        "../scripts/attack/combine.py"
 
 
 rule scale:
@@ -98,9 +98,9 @@ rule scale:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.derive"),
+        code=code("dag.attack.combinations"),
     script:
-        "../scripts/scale.py"
+        "../scripts/attack/scale.py"
 
 
 rule control:
@@ -122,6 +122,6 @@ rule control:
         "../environment.yml"
     params:
         seed=config["seed"],
-        code=code("dag.derive"),
+        code=code("dag.attack.combinations"),
     script:
-        "../scripts/control.py"
+        "../scripts/attack/control.py"

@@ -13,15 +13,14 @@ shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$
 
 from snakemake.logging import logger
 
-from dag import budget
-from dag import config as plan
-from dag import describe
-from dag.perturbation import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
+from dag.report import description
+from dag.workflow import budget, plan
+from dag.workflow.names import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 
 config = plan.without_nulls(config)
 try:
     plan.check(config, HERE / "config/schemas/config.schema.yaml")
-    config = describe.with_kind(plan.with_local_voc(config))
+    config = description.with_kind(plan.with_local_voc(config))
 except ValueError as error:
     raise WorkflowError(str(error))
 
@@ -32,7 +31,7 @@ if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
 
 def forget_second_names():
     """At the end of a run, when Snakemake has noted which shards are finished."""
-    from dag import store  # not in every job: it imports h5py
+    from dag.workflow import store  # not in every job: it imports h5py
 
     for folder in Path(RESULTS).glob("*/perturbations/*"):
         store.forget(folder)
@@ -143,7 +142,7 @@ def image_set(name):
 
 def made_by_mini():
     """Identity of the miniature's images."""
-    return {"settings": config["mini"]["test"], "code": code("dag.mini")}
+    return {"settings": config["mini"]["test"], "code": code("dag.data.mini")}
 
 
 def network(name):
@@ -337,7 +336,7 @@ def transfer_scores(wildcards):
 
 def titled(name):
     """Title of a table wherever it goes, with the kind of the experiment: a miniature's is not the paper's."""
-    return f"{product(name)['title']} ({describe.badge(config)})"
+    return f"{product(name)['title']} ({description.badge(config)})"
 
 
 def caption(name):
@@ -350,7 +349,7 @@ def caption(name):
 def described():
     """What the experiment is, and which images it does without."""
     missing = ", ".join(config["given_up"])
-    text = f"{describe.badge(config)}. {config['description']}"
+    text = f"{description.badge(config)}. {config['description']}"
     return text + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
 
 

@@ -20,9 +20,9 @@ rule make_mini_train:
         "../environment.yml"
     params:
         settings=config["mini"]["train"],
-        code=code("dag.mini"),
+        code=code("dag.data.mini"),
     script:
-        "../scripts/make_mini.py"
+        "../scripts/data/make_mini.py"
 
 
 rule make_mini_test:
@@ -35,9 +35,9 @@ rule make_mini_test:
         "../environment.yml"
     params:
         settings=config["mini"]["test"],
-        code=code("dag.mini"),
+        code=code("dag.data.mini"),
     script:
-        "../scripts/make_mini.py"
+        "../scripts/data/make_mini.py"
 
 
 rule make_mini_objects:
@@ -50,9 +50,9 @@ rule make_mini_objects:
         "../environment.yml"
     params:
         settings=config["mini"]["objects"],
-        code=code("dag.mini"),
+        code=code("dag.data.mini"),
     script:
-        "../scripts/make_mini_objects.py"
+        "../scripts/data/make_mini_objects.py"
 
 
 rule download:
@@ -77,7 +77,7 @@ rule download:
         checks=checks,
         urls=mirrors,
     script:
-        "../scripts/download.py"
+        "../scripts/data/download.py"
 
 
 rule extract:
@@ -100,7 +100,7 @@ rule extract:
         pins="resources/downloads.lock.json",
         checks=checks,
     script:
-        "../scripts/extract.py"
+        "../scripts/data/extract.py"
 
 
 rule unpack_voc_2007:
@@ -122,7 +122,7 @@ rule unpack_voc_2007:
         members=voc_members("VOC2007"),
         strip=2,
     script:
-        "../scripts/unpack_voc.py"
+        "../scripts/data/unpack_voc.py"
 
 
 rule unpack_voc_2012:
@@ -144,7 +144,7 @@ rule unpack_voc_2012:
         members=voc_members("VOC2012"),
         strip=2,
     script:
-        "../scripts/unpack_voc.py"
+        "../scripts/data/unpack_voc.py"
 
 
 rule unpack_voc_2011:
@@ -165,7 +165,7 @@ rule unpack_voc_2011:
         members=["TrainVal/VOCdevkit/VOC2011/ImageSets/Segmentation"],
         strip=3,
     script:
-        "../scripts/unpack_voc.py"
+        "../scripts/data/unpack_voc.py"
 
 
 rule unpack_sbd:
@@ -185,7 +185,7 @@ rule unpack_sbd:
     params:
         members=[f"benchmark_RELEASE/dataset/{part}" for part in ("img", "cls", "train.txt", "val.txt")],
     script:
-        "../scripts/unpack_sbd.py"
+        "../scripts/data/unpack_sbd.py"
 
 
 rule sample_voc:
@@ -203,9 +203,9 @@ rule sample_voc:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/sample_voc.py"
+        "../scripts/data/sample_voc.py"
 
 
 rule list_images_seg11valid:
@@ -222,9 +222,9 @@ rule list_images_seg11valid:
         "../environment.yml"
     params:
         expected=expected("seg11valid"),
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/list_images.py"
+        "../scripts/data/list_images.py"
 
 
 rule list_images_voc11_seg_train:
@@ -241,9 +241,9 @@ rule list_images_voc11_seg_train:
         "../environment.yml"
     params:
         expected=expected("voc11-seg-train"),
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/list_images.py"
+        "../scripts/data/list_images.py"
 
 
 rule list_images_sbd_without_voc12:
@@ -263,9 +263,9 @@ rule list_images_sbd_without_voc12:
         "../environment.yml"
     params:
         expected=expected("sbd-without-voc12"),
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/list_images.py"
+        "../scripts/data/list_images.py"
 
 
 rule list_images_table4_687:
@@ -283,9 +283,9 @@ rule list_images_table4_687:
         "../environment.yml"
     params:
         expected=expected("table4-687"),
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/list_images.py"
+        "../scripts/data/list_images.py"
 
 
 rule list_images_table4_110:
@@ -303,6 +303,6 @@ rule list_images_table4_110:
         "../environment.yml"
     params:
         expected=expected("table4-110"),
-        code=code("dag.voc"),
+        code=code("dag.data.voc"),
     script:
-        "../scripts/list_images.py"
+        "../scripts/data/list_images.py"

@@ -36,9 +36,9 @@ rule predict:
         networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
         image_set=lambda wildcards: image_set(wildcards.image_set),
         pixels=lambda wildcards: pixels(product(wildcards.product)),
-        code=code("dag.evaluate", "dag.voc"),
+        code=code("dag.evaluate.predict", "dag.networks.building", "dag.data.voc"),
     script:
-        "../scripts/predict.py"
+        "../scripts/evaluate/predict.py"
 
 
 rule score:
@@ -60,6 +60,6 @@ rule score:
         image_sets=product_image_sets,
         bootstrap=config["bootstrap"],
         seed=config["seed"],
-        code=code("dag.scores"),
+        code=code("dag.evaluate.score"),
     script:
-        "../scripts/score.py"
+        "../scripts/evaluate/score.py"

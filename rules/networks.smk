@@ -20,9 +20,9 @@ rule pretrain:
     params:
         settings=lambda wildcards: config["bodies"][wildcards.body],
         seed=config["seed"],
-        code=code("dag.train"),
+        code=code("dag.networks.mini.training", "dag.workflow.seeds"),
     script:
-        "../scripts/pretrain.py"
+        "../scripts/networks/pretrain.py"
 
 
 rule train:
@@ -44,9 +44,9 @@ rule train:
         network=lambda wildcards: network(wildcards.network),
         settings=training,
         seed=config["seed"],
-        code=code("dag.train", "dag.voc"),
+        code=code("dag.networks.mini.training", "dag.workflow.seeds", "dag.data.voc"),
     script:
-        "../scripts/train.py"
+        "../scripts/networks/train.py"
 
 
 rule train_by_recipe:
@@ -77,6 +77,6 @@ rule train_by_recipe:
         repeated=lambda wildcards: config["image_sets"][training(wildcards)["image_set"]].get("repeated", False),
         recipe=lambda wildcards: config["recipes"][training(wildcards)["recipe"]],
         seed=config["seed"],
-        code=code("dag.recipes"),
+        code=code("dag.networks.caffe.training"),
     script:
-        "../scripts/train_by_recipe.py"
+        "../scripts/networks/train_by_recipe.py"

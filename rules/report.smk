@@ -37,9 +37,9 @@ rule tabulate:
         notes=lambda wildcards: substitutes(product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: pixels(product(wildcards.product)),
-        code=code("dag.tables", "dag.figures"),
+        code=code("dag.report.tables", "dag.report.figures"),
     script:
-        "../scripts/tabulate.py"
+        "../scripts/report/tabulate.py"
 
 
 rule tabulate_statuses:
@@ -61,9 +61,9 @@ rule tabulate_statuses:
     params:
         networks=networks_by_name(),
         paper=config["paper_iterations"],
-        code=code("dag.tables", "dag.results"),
+        code=code("dag.report.tables", "dag.report.collect"),
     script:
-        "../scripts/tabulate_statuses.py"
+        "../scripts/report/tabulate_statuses.py"
 
 
 rule tabulate_perceptibility:
@@ -86,9 +86,9 @@ rule tabulate_perceptibility:
         tables=transfer_tables(),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.tables"),
+        code=code("dag.report.tables"),
     script:
-        "../scripts/tabulate_perceptibility.py"
+        "../scripts/report/tabulate_perceptibility.py"
 
 
 rule tabulate_claims:
@@ -113,9 +113,9 @@ rule tabulate_claims:
         networks=networks_by_name(),
         families=families(),
         symbols=config["symbols"],
-        code=code("dag.claims", "dag.tables", "dag.results"),
+        code=code("dag.report.claims", "dag.report.tables", "dag.report.collect"),
     script:
-        "../scripts/tabulate_claims.py"
+        "../scripts/report/tabulate_claims.py"
 
 
 rule plot_density:
@@ -142,9 +142,9 @@ rule plot_density:
         entry=lambda wildcards: product(wildcards.product),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.tables", "dag.figures", "dag.results"),
+        code=code("dag.report.tables", "dag.report.figures", "dag.report.collect"),
     script:
-        "../scripts/plot_density.py"
+        "../scripts/report/plot_density.py"
 
 
 rule plot_transfer:
@@ -174,9 +174,9 @@ rule plot_transfer:
         networks=networks_by_name(),
         families=families(),
         symbols=config["symbols"],
-        code=code("dag.tables", "dag.figures", "dag.transfer_figures"),
+        code=code("dag.report.tables", "dag.report.figures", "dag.report.transfer_figures"),
     script:
-        "../scripts/plot_transfer.py"
+        "../scripts/report/plot_transfer.py"
 
 
 rule plot_convergence:
@@ -200,9 +200,9 @@ rule plot_convergence:
         "../environment.yml"
     params:
         networks=networks_by_name(),
-        code=code("dag.figures", "dag.results"),
+        code=code("dag.report.figures", "dag.report.collect"),
     script:
-        "../scripts/plot_convergence.py"
+        "../scripts/report/plot_convergence.py"
 
 
 rule plot_examples:
@@ -231,9 +231,9 @@ rule plot_examples:
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.figures", "dag.results", "dag.scores"),
+        code=code("dag.report.figures", "dag.report.collect", "dag.evaluate.score"),
     script:
-        "../scripts/plot_examples.py"
+        "../scripts/report/plot_examples.py"
 
 
 rule draw_gallery:
@@ -261,9 +261,9 @@ rule draw_gallery:
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
         victims=victims,
-        code=code("dag.gallery"),
+        code=code("dag.report.gallery"),
     script:
-        "../scripts/draw_gallery.py"
+        "../scripts/report/draw_gallery.py"
 
 
 rule write_gallery:
@@ -291,9 +291,9 @@ rule write_gallery:
         victims=victims,
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.gallery", "dag.tables"),
+        code=code("dag.report.gallery", "dag.report.tables"),
     script:
-        "../scripts/write_gallery.py"
+        "../scripts/report/write_gallery.py"
 
 
 rule plot_shapes:
@@ -319,9 +319,9 @@ rule plot_shapes:
         entry=lambda wildcards: product(wildcards.product),
         images=lambda wildcards: image_set(product(wildcards.product)["image_set"])["size"],
         label=lambda wildcards: printed(product(wildcards.product)["network"]),
-        code=code("dag.figures", "dag.results"),
+        code=code("dag.report.figures", "dag.report.collect"),
     script:
-        "../scripts/plot_shapes.py"
+        "../scripts/report/plot_shapes.py"
 
 
 rule write_index:
@@ -340,13 +340,13 @@ rule write_index:
     conda:
         "../environment.yml"
     params:
-        experiment=describe.experiment(config),
+        experiment=description.experiment(config),
         products={name: product(name) for name in config["targets"]},
         files={name: files_of(name) for name in config["targets"]},
         captions={name: caption(name) for name in config["targets"]},
-        code=code("dag.page"),
+        code=code("dag.report.page"),
     script:
-        "../scripts/write_index.py"
+        "../scripts/report/write_index.py"
 
 
 rule write_provenance:
@@ -364,9 +364,9 @@ rule write_provenance:
         products=made_products(),
         configuration=config,
         package=plan.package_digest(HERE),
-        code=code("dag.provenance"),
+        code=code("dag.report.provenance"),
     script:
-        "../scripts/write_provenance.py"
+        "../scripts/report/write_provenance.py"
 
 
 for name in config["tables"] | config["figures"]:

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from dag.voc import CLASSES, VOID, colour_map
+from dag.data.voc import CLASSES, VOID, colour_map
 
 SIZE = (500, 375)  # width, height: the most frequent one of VOC
 DATE = 1_300_000_000

@@ -10,8 +10,8 @@ import torch
 from test_caffemodel import V1_TYPES, blob_bytes, field
 from torch import nn
 
-from dag.networks import caffe
-from dag.networks.caffemodel import _modules
+from dag.networks.caffe import layers as caffe
+from dag.networks.caffe.caffemodel import _modules
 
 SCORES = ("score", "cls_score", "fc8", "fc1_voc12", "rfcn_cls")
 BOXES = ("bbox_pred", "rfcn_bbox")

@@ -1,1 +1,1 @@
-"""The networks under attack: one module per family, all behind `interface`."""
+"""The networks under attack, all behind `interface`: one module per family, and what they share."""

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dag.networks import operators
-from dag.networks.boxes import clip
 from dag.networks.interface import Detections, Detector, Proposals
+from dag.networks.layers import operators
+from dag.networks.layers.boxes import clip
 
 _EPSILON = 1e-6
 

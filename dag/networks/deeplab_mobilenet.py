@@ -4,7 +4,7 @@ Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 20
 al., "MobileNetV2", CVPR 2018.  The graph of the file is followed step by step with dequantised
 float32 weights.  The rounding of activations to 8 bits is left out: it has no gradient, and it
 changes whole objects on a few images, so label maps agree with the 8-bit original on about 98.5 %
-of the pixels and not on all (tests/test_deeplab_mobilenet.py).
+of the pixels and not on all (tests/networks/test_deeplab_mobilenet.py).
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.functional import resize
 
-from dag.networks import operators
-from dag.networks.boxes import exclusive
+from dag.data.voc import CLASSES
 from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter
-from dag.voc import CLASSES
+from dag.networks.layers import operators
+from dag.networks.layers.boxes import exclusive
 
 # Categories of the weights that VOC calls by another name.
 _VOC_NAMES = {

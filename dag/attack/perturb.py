@@ -1,0 +1,237 @@
+"""One job of the attack: the perturbations of one source for one shard of an image set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from dag.attack.arithmetic import perceptibility
+from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
+from dag.attack.rules import NO_TARGETS, Rules, rules_of
+from dag.attack.targets import Targets, detection_targets, segmentation_targets
+from dag.data import voc
+from dag.networks.interface import Detector, Network, Segmenter
+from dag.networks.layers.precision import arithmetic
+from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
+from dag.workflow import store
+from dag.workflow.seeds import generator
+
+# Images that share a pass: on a CPU that gains nothing.
+BATCH = {"cpu": 1, "cuda": 8}
+
+
+def pixel_scores(network: Segmenter) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack.engine`: scores (N, C) of the pixels `Problem.where`, y * W + x, from low-resolution scores."""
+    products: dict = {}  # size of scores and image -> matrices of the interpolation
+    matrices: WeakKeyDictionary = WeakKeyDictionary()  # problem -> sparse matrix of its pixels, and its transpose
+
+    def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        low, size = network.body(x).to(x), tuple(x.shape[-2:])
+        key = (*low.shape[1:], *size)
+        if key not in products:
+            products[key] = interpolation(network, low[:1].detach(), size)
+        if products[key] is None:
+            return [
+                f.flatten(1).T[problem.where] for f, problem in zip(network.upsample(low, size), problems, strict=True)
+            ]
+        for problem in problems:
+            if problem not in matrices:
+                matrix = at_pixels(*products[key], problem.where)
+                matrices[problem] = matrix, transposed(matrix)
+        return [sampled(f, *matrices[problem]) for problem, f in zip(problems, low, strict=True)]
+
+    return scores
+
+
+def proposal_scores(network: Detector) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack.engine`: scores (N, C) of the proposals `Problem.where`."""
+
+    def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        proposals = [problem.where for problem in problems]
+        return list(network.scores(network.features(x), proposals).split([len(one) for one in proposals]))
+
+    return scores
+
+
+def segmentation_problem(network: Segmenter, image: Tensor, label_map: Tensor, rules: Rules, rng, name: str):
+    """`Problem` and `Targets` of one image (3, H, W) with its true label map (H, W)."""
+    targets = segmentation_targets(label_map, network.labels, rules.labels, rules.background, rng).to(image.device)
+    pixels = (targets.labels >= 0).nonzero().squeeze(1)
+    return Problem(image, targets.labels[pixels], targets.adversarial[pixels], where=pixels, name=name), targets
+
+
+def detection_problem(network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rules: Rules, rng, name):
+    """`Problem` and `Targets` of one image (3, H, W) with its true objects, on proposals of the clean image."""
+    targets = detection_targets(
+        network,
+        image[None],
+        torch.from_numpy(objects.boxes).to(image.device),
+        torch.from_numpy(objects.labels).to(image.device),
+        nms=settings["nms"],
+        limit=settings["limit"],
+        overlap=settings["overlap"],
+        confidence=settings["confidence"],
+        rule=rules.labels,
+        rng=rng,
+    )
+    found = targets.proposals
+    return Problem(image, targets.labels, targets.adversarial, found.boxes, where=found, name=name), targets
+
+
+def attacks(
+    network: Network, problems: Iterable[Problem], settings: dict, batch: int = 1, device: str = "cpu"
+) -> Iterator[tuple[Problem, Attack]]:
+    """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
+
+    With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
+    counted again, and an image that has targets left gets the steps that are left to it.
+    """
+    detector = network.task == "detection"
+    run = partial(
+        dense_adversaries,
+        scores=proposal_scores(network) if detector else pixel_scores(network),
+        rules=rules_of(settings, network.task),
+        iterations=settings["iterations"],
+        step=settings["step"],
+        background=network.labels.index(0) if 0 in network.labels else None,
+        probabilities=network.probabilities if detector else None,
+        batch=batch,
+        late=device == "cuda",
+    )
+    precision = settings.get("precision", "fp32")
+    if precision != "fp32":
+        rough = run(problems, arithmetic=partial(arithmetic, precision, device))
+        problems = (replace(problem, start=attack) for problem, attack in rough)
+    yield from run(problems, arithmetic=partial(arithmetic, "fp32", device))
+
+
+def perturb(
+    network: Network,
+    images: list[tuple[Path, str]],
+    path: Path,
+    *,
+    settings: dict,
+    seed: int,
+    name: str,
+    header: dict,
+    device: str = "cpu",
+    batch: int | None = None,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> None:
+    """Attack every image of a shard and store the perturbations.
+
+    Images of equal size share passes of the network, so they are attacked size by size.
+
+    Parameters
+    ----------
+    network : Network
+        The source.
+    images : list of (root, image id)
+        In the order of the image set; `root` is the folder of one VOC year.
+    path : Path
+        The shard to write.
+    settings : dict
+        Of the attack: rules, options, iterations, step, and for detection nms, limit, overlap, confidence.
+    seed, name
+        With the image id they seed the adversarial labels: the same for every variant of the
+        attack, so that variants differ by their rules alone.
+    header : dict
+        Identity of the shard, see `dag.workflow.store`.
+    batch : int, optional
+        Images that share a pass, at most; by default that of `BATCH`.
+    progress : callable
+        Wraps what it is given, attacks as they end and their number.
+    """
+    network = network.to(device)
+    batch = BATCH[torch.device(device).type] if batch is None else batch
+    rules = rules_of(settings, network.task)
+    # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
+    overlapped = torch.device(device).type == "cuda"
+    ids = [image_id for _, image_id in images]
+    with store.writing(path, "perturbations", ids, header, keep=True) as shard, ThreadPoolExecutor(1) as writer:
+        todo = [(root, image_id) for root, image_id in images if image_id not in shard.done]
+        begun: dict[str, tuple[Problem, Targets]] = {}
+
+        def size(image: tuple[Path, str]) -> tuple[int, int]:
+            return voc.image_size(*image)
+
+        def problems(group: Iterable[tuple[Path, str]]) -> Iterator[Problem]:
+            truths = voc.read_label_map if network.task == "segmentation" else voc.read_objects
+            read = ((image_id, voc.read_image(root, image_id), truths(root, image_id)) for root, image_id in group)
+            for image_id, pixels, truth in _ahead(read):
+                image = torch.from_numpy(pixels).to(device)
+                rng = generator("adversarial labels", seed, name, image_id)
+                try:
+                    if network.task == "segmentation":
+                        truth = torch.from_numpy(truth).long()
+                        problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id)
+                    else:
+                        problem, targets = detection_problem(network, image, truth, settings, rules, rng, image_id)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
+                except torch.OutOfMemoryError as error:
+                    raise ValueError(
+                        f"{path}: {name} cannot attack image {image_id} ({_pixels(image)}): finding its targets does "
+                        "not fit into the memory of the GPU; use one with more memory or fewer proposals"
+                    ) from error
+                except KeyboardInterrupt as interruption:
+                    interruption.add_note(f"{name} was finding the targets of image {image_id} ({_pixels(image)})")
+                    raise
+                begun[image_id] = problem, targets
+                yield problem
+
+        def attacked() -> Iterator[tuple[Problem, Attack]]:
+            for _, group in groupby(sorted(todo, key=size), size):
+                yield from attacks(network, problems(group), settings, batch, torch.device(device).type)
+
+        stored = None
+        try:
+            for problem, attack in progress(attacked(), len(todo)):
+                if stored is not None:
+                    stored.result()
+                _, targets = begun.pop(problem.name)
+                r = attack.perturbation[0].float().cpu().numpy()
+                attributes = {
+                    "status": attack.status,
+                    "iterations": attack.iterations,
+                    "seed": seed,
+                    "targets": targets.count,
+                    "available": targets.available,
+                    "start": attack.active[0] if attack.status != NO_TARGETS else 0,
+                    "active": attack.active,
+                    "perceptibility": perceptibility(r),
+                    "largest": float(abs(r).max()),
+                }
+                stored = writer.submit(shard.put, problem.name, r, attributes)
+                if not overlapped:
+                    stored.result()
+            if stored is not None:
+                stored.result()
+        except AttackError as error:
+            raise ValueError(f"{path}: {name} cannot attack image {error}") from error
+        except KeyboardInterrupt as interruption:
+            for problem, _ in begun.values():
+                interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
+            raise
+
+
+def _ahead(items: Iterable) -> Iterator:
+    """The items, each of them computed while the one before is in use."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
+            yield item
+
+
+def _pixels(image: Tensor) -> str:
+    return "{} x {} pixels".format(*image.shape[-2:])

@@ -1,0 +1,1 @@
+"""Images and annotations: real ones read and downloaded, the miniature made."""

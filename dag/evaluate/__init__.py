@@ -1,0 +1,1 @@
+"""What victims see under every perturbation, and how well they still do."""

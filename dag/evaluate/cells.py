@@ -1,0 +1,126 @@
+"""Cells: one (perturbation, pixels) pair shown to one victim, and which of them are on disk already.
+
+A job computes all missing cells of a table on one shard, because starting a process per cell would
+cost more than the cells.  The cells themselves are a store that tables share: a cell that is there
+with the right key is kept.  So a new row or column computes its own cells and no others, and one table
+alone computes nothing that it does not show.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.workflow import store
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (perturbation, pixels) pair to show to a victim.
+
+    Attributes
+    ----------
+    victim, perturbation : str
+        Names.
+    pixels : str
+        "float", "8-bit" or "jpeg-75", see `dag.attack.arithmetic.apply`.
+    source : Path or None
+        Shard of the perturbation; None for `none`.
+    path : Path
+        Shard of predictions.
+    header : dict
+        Identity of that shard: everything that determines its content.
+    """
+
+    victim: str
+    perturbation: str
+    pixels: str
+    source: Path | None
+    path: Path
+    header: dict
+
+    def done(self) -> bool:
+        """Whether the wanted predictions are on disk; anything else found there will be replaced."""
+        try:
+            return store.read_header(self.path, "predictions")["key"] == store.key(self.header)
+        except ValueError:
+            return False
+
+
+def cells_of(
+    folder: Path,
+    victim: str,
+    shard: str,
+    sources: Mapping[str, Path | None],
+    pixels: list[str],
+    identity: Mapping[str, object],
+) -> list[Cell]:
+    """Cells of one victim on one shard.
+
+    Parameters
+    ----------
+    folder : Path
+        Where predictions of the image set lie.
+    victim, shard : str
+    sources : mapping
+        Shard of every perturbation by name; None for `none`.
+    pixels : list of str
+        Of the same kind.
+    identity : mapping
+        What determines the predictions besides the perturbation: network, weights, images, code.
+
+    Raises
+    ------
+    ValueError
+        If a shard cannot be read.
+    """
+    cells = []
+    for name, source in sources.items():
+        key = "none" if source is None else store.read_header(source, "perturbations")["key"]
+        for kind in pixels:
+            header = {**identity, "perturbation": name, "perturbation_key": key, "pixels": kind}
+            path = folder / victim / f"{name}.{kind}" / f"{shard}.h5"
+            cells.append(Cell(victim, name, kind, source, path, header))
+    return cells
+
+
+def write_manifest(path: Path, cells: list[Cell]) -> None:
+    """Record which prediction shards a table is made of, and their keys."""
+    entries = [
+        {
+            "victim": cell.victim,
+            "perturbation": cell.perturbation,
+            "pixels": cell.pixels,
+            "file": str(cell.path),
+            "key": store.key(cell.header),
+        }
+        for cell in cells
+    ]
+    store.write_json(path, {"cells": entries})
+
+
+def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:
+    """Prediction shards by (victim, perturbation, pixels).
+
+    Raises
+    ------
+    ValueError
+        If a shard is missing or is not the one that the manifest names.
+    """
+    found = {}
+    for entry in json.loads(Path(path).read_text())["cells"]:
+        shard = Path(entry["file"])
+        if store.read_header(shard, "predictions")["key"] != entry["key"]:
+            raise ValueError(f"{shard}: not the shard that {path} names; delete {path} and run the workflow again")
+        found[entry["victim"], entry["perturbation"], entry["pixels"]] = shard
+    return found
+
+
+def detections_of(rows: NDArray) -> dict[str, NDArray]:
+    """Boxes (D, 4), labels (D,) and scores (D,) of stored rows (D, 6), see `dag.evaluate.predict.predict`."""
+    return {"boxes": rows[:, :4], "labels": rows[:, 4].astype(np.int64), "scores": rows[:, 5]}

@@ -1,0 +1,308 @@
+"""mIoU and PASCAL VOC average precision, for the set and for bootstrap resamples of its images.
+
+Both metrics are functions of what every image contributes (a confusion matrix; matched
+detections), so a resample is a vector of image weights: an image with weight w counts as w
+copies of it.  All scores are evaluated for a matrix of weights (B, N) at once; a single row of
+ones is the plain score.  The same weights for every cell of a table make differences paired.
+
+Scores are percentages.  Columns of `per_class` are VOC class ids; NaN means that the class takes
+no part in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_CLASSES = 21  # with background
+_VOID = 255
+_CHUNK = 2**22  # weights gathered at a time: 32 MiB
+
+
+def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each image is drawn in each resample, int64 (resamples, images); rows sum to `images`."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 21) -> np.ndarray:
+    """Pixels by true and predicted class.
+
+    Parameters
+    ----------
+    truth : ndarray of integers, any shape
+        Class ids; 255 (void) pixels are not counted.
+    prediction : ndarray of integers, the same shape
+        Class ids.
+    classes : int
+        C, with background.
+
+    Returns
+    -------
+    ndarray, int64 (C, C)
+        Row: true class, column: predicted class.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a label is out of range.
+    """
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    if truth.shape != prediction.shape:
+        raise ValueError(
+            f"label map {truth.shape} and prediction {prediction.shape} differ in shape; predict at image size"
+        )
+    counted = truth != _VOID
+    truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for name, labels in (("label map", truth), ("prediction", prediction)):
+        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"{name} holds label {wrong}; use class ids 0..{classes - 1}")
+    return np.bincount(truth * classes + prediction, minlength=classes**2).reshape(classes, classes)
+
+
+def iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of every class, (..., C) in [0, 1], of confusion matrices (..., C, C).
+
+    NaN for a class that occurs neither in the truth nor in the prediction.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    common = np.diagonal(confusion, axis1=-2, axis2=-1)
+    union = confusion.sum(-1) + confusion.sum(-2) - common
+    return np.divide(common, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> np.ndarray:
+    """Mean `iou` over the classes that occur, percent, (...) of confusion matrices (..., C, C)."""
+    return 100 * _mean(iou(confusion))
+
+
+def foreground_mean_iou(confusion: np.ndarray) -> np.ndarray:
+    """`mean_iou` without background, which no attack touches and which alone keeps mIoU above 0."""
+    return 100 * _mean(iou(confusion)[..., 1:])
+
+
+def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """mIoU of a set of images.
+
+    Parameters
+    ----------
+    confusions : ndarray of integers (N, C, C)
+        One matrix per image; they are added before the IoU is taken.
+    weights : ndarray of integers (B, N), optional
+        Copies of each image; one row of ones if not given.
+
+    Returns
+    -------
+    dict
+        `score` (B,): mIoU; `companion` (B,): mIoU of the foreground classes; `per_class` (B, C).
+        All in percent.
+
+    Raises
+    ------
+    ValueError
+        If the number of images differs.
+    """
+    confusions = np.asarray(confusions, np.float64)
+    weights = _weights(weights, len(confusions))
+    # float64 for a fast product; sums of pixels stay far below 2^53 and are exact
+    total = (weights.astype(np.float64) @ confusions.reshape(len(confusions), -1)).reshape(-1, *confusions.shape[1:])
+    return {
+        "score": mean_iou(total),
+        "companion": foreground_mean_iou(total),
+        "per_class": 100 * iou(total),
+    }
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What VOC average precision needs to know of N images, sorted by class, best score first.
+
+    Detections that fell on a `difficult` object are left out: they do not count.
+
+    Attributes
+    ----------
+    labels : ndarray, int64 (D,)
+        VOC class ids, 1..20.
+    scores : ndarray, float64 (D,)
+    hits : ndarray, bool (D,)
+        True positive or false positive.
+    images : ndarray, int64 (D,)
+        Number of the image, 0..N-1.
+    counts : ndarray, int64 (N, 21)
+        Objects of each class in each image that are not difficult.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    hits: np.ndarray
+    images: np.ndarray
+    counts: np.ndarray
+
+
+def match_detections(truths: Sequence, detections: Sequence, threshold: float = 0.5) -> Matches:
+    """Compare detections with objects by the rules of the VOC 2007 development kit.
+
+    A detection belongs to the object of its class and image that it overlaps most (the first, in a
+    tie).  If their IoU is at least `threshold`, it is a hit when it is the best-scored detection
+    of that object, does not count when the object is difficult, and is a false positive
+    otherwise; below `threshold` it is a false positive.  The kit tests IoU >= 0.5, as here;
+    py-faster-rcnn tests IoU > 0.5.
+
+    Parameters
+    ----------
+    truths : sequence of N objects with `boxes` (R, 4), `labels` (R,), `difficult` (R,)
+        E.g. `dag.data.voc.Objects`.
+    detections : sequence of N objects with `boxes` (D, 4), `labels` (D,), `scores` (D,)
+        In any order; of equal scores the earlier one comes first.
+    threshold : float
+
+    Raises
+    ------
+    ValueError
+        If the sequences differ in length or a detection is malformed.
+    """
+    if len(truths) != len(detections):
+        raise ValueError(f"{len(truths)} images have objects but {len(detections)} have detections; give both for each")
+    counts = np.zeros((len(truths), _CLASSES), np.int64)
+    columns = [[np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, bool)], [np.empty(0, np.int64)]]
+    for image, (truth, detection) in enumerate(zip(truths, detections, strict=True)):
+        np.add.at(counts[image], truth.labels[~truth.difficult], 1)
+        labels, scores, hits = _match(truth, *_checked(image, detection), threshold)
+        for column, values in zip(columns, (labels, scores, hits, np.full(len(labels), image)), strict=True):
+            column.append(values)
+    labels, scores, hits, images = (np.concatenate(column) for column in columns)
+    order = np.lexsort((-scores, labels))
+    return Matches(labels[order], scores[order], hits[order], images[order], counts)
+
+
+def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """VOC mean average precision of a set of images.
+
+    The precision-recall curve has a point wherever a score threshold can cut; detections of
+    equal score cannot be told apart and share one point, so that no order needs to be invented.
+    A class without (not difficult) objects is left out of the mean, in every resample anew.
+
+    Parameters
+    ----------
+    matches : Matches
+        Of N images.
+    weights : ndarray of integers (B, N), optional
+        Copies of each image; one row of ones if not given.
+
+    Returns
+    -------
+    dict
+        `score` (B,): mean of the 11-point interpolated AP (VOC 2007); `companion` (B,): mean of
+        the area under the interpolated curve (VOC 2010 on); `per_class` (B, 21): 11-point AP.
+        All in percent.
+
+    Raises
+    ------
+    ValueError
+        If the number of images differs.
+    """
+    weights = _weights(weights, len(matches.counts))
+    points, area = (np.full((len(weights), _CLASSES), np.nan) for _ in range(2))
+    bounds = np.searchsorted(matches.labels, np.arange(_CLASSES + 1))
+    for label in range(1, _CLASSES):
+        rows = slice(bounds[label], bounds[label + 1])
+        counts = matches.counts[:, label]
+        step = max(1, _CHUNK // max(1, rows.stop - rows.start))
+        for start in range(0, len(weights), step):
+            chunk = slice(start, start + step)
+            points[chunk, label], area[chunk, label] = _average_precision(
+                matches.scores[rows], matches.hits[rows], matches.images[rows], counts, weights[chunk]
+            )
+    return {"score": 100 * _mean(points), "companion": 100 * _mean(area), "per_class": 100 * points}
+
+
+def _average_precision(
+    scores: np.ndarray, hits: np.ndarray, images: np.ndarray, counts: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """11-point and area AP of one class, each (B,) in [0, 1]; NaN without objects.
+
+    Precision can only rise where there is a hit, so the curve is taken at groups of equal score
+    that hold one: a few hundred points instead of all detections.
+    """
+    objects = weights @ counts
+    absent = np.where(objects > 0, 0.0, np.nan)
+    found_here = np.cumsum(hits)
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))
+    ends = ends[np.diff(found_here[ends], prepend=0) > 0]
+    if len(ends) == 0:
+        return absent, absent
+    starts = np.append(0, ends[:-1] + 1)
+    counted = np.add.reduceat(weights[:, images[: ends[-1] + 1]], starts, axis=1).cumsum(1)
+    first_hits = np.append(0, found_here[ends[:-1]])
+    found = np.add.reduceat(weights[:, images[hits]], first_hits, axis=1).cumsum(1)
+    precision = np.divide(found, counted, out=np.zeros(found.shape), where=counted > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # a recall of k/10 is reached when 10 found >= k objects: integers, because 0.1 * 3 > 0.3
+    padded = np.pad(envelope, ((0, 0), (0, 1)))
+    points = sum(
+        np.take_along_axis(padded, (10 * found < k * objects[:, None]).sum(1, keepdims=True), 1)[:, 0]
+        for k in range(11)
+    )
+    area = (np.diff(found, axis=1, prepend=0) * envelope).sum(1)
+    return points / 11 + absent, area / np.maximum(objects, 1) + absent
+
+
+def _match(
+    truth, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores and hits of the detections of one image that count."""
+    order = np.argsort(-scores, kind="stable")
+    boxes, labels, scores = boxes[order], labels[order], scores[order]
+    if len(truth.labels) == 0:
+        return labels, scores, np.zeros(len(labels), bool)
+    overlap = np.where(labels[:, None] == truth.labels, _overlaps(boxes, truth.boxes), 0.0)
+    best = overlap.argmax(1)
+    on_object = overlap[np.arange(len(labels)), best] >= threshold
+    on_difficult = on_object & truth.difficult[best]
+    candidates = np.flatnonzero(on_object)
+    hits = np.zeros(len(labels), bool)
+    hits[candidates[np.unique(best[candidates], return_index=True)[1]]] = True
+    return labels[~on_difficult], scores[~on_difficult], hits[~on_difficult]
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes (D, 4) and (R, 4), (D, R); the last pixel belongs to a box, as in VOC."""
+    a, b = a[:, None].astype(np.float64), b.astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1
+    common = sides.clip(0).prod(-1)
+    area_a, area_b = ((box[..., 2:] - box[..., :2] + 1).prod(-1) for box in (a, b))
+    return common / (area_a + area_b - common)
+
+
+def _checked(image: int, detection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes, labels = np.asarray(detection.boxes), np.asarray(detection.labels, np.int64)
+    scores = np.asarray(detection.scores, np.float64)
+    if boxes.shape != (len(labels), 4) or labels.shape != scores.shape:
+        raise ValueError(
+            f"image number {image}: {boxes.shape} boxes, {labels.shape} labels and {scores.shape} scores; "
+            "give (D, 4), (D,) and (D,)"
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError(f"image number {image}: a box or score is not finite; predict again")
+    if len(labels) and not (labels.min() >= 1 and labels.max() < _CLASSES):
+        raise ValueError(f"image number {image}: a detection's class is not in 1..{_CLASSES - 1}; use VOC's class ids")
+    return boxes, labels, scores
+
+
+def _weights(weights: np.ndarray | None, images: int) -> np.ndarray:
+    weights = np.ones((1, images), np.int64) if weights is None else np.asarray(weights)
+    if weights.ndim != 2 or weights.shape[1] != images:
+        raise ValueError(f"weights {weights.shape} do not fit {images} images; give (resamples, {images})")
+    if weights.dtype.kind not in "iu":
+        raise ValueError(f"weights are {weights.dtype}, but count copies of images; give integers")
+    return weights.astype(np.int64, copy=False)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where there is nothing."""
+    present = ~np.isnan(values)
+    count = present.sum(-1)
+    total = np.where(present, values, 0).sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

@@ -1,0 +1,213 @@
+"""Scores of the victims of a table under every perturbation, from stored predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.data import voc
+from dag.data.voc import Objects
+from dag.evaluate.cells import detections_of, read_manifest
+from dag.evaluate.metrics import (
+    bootstrap_weights,
+    confusion_matrix,
+    detection_scores,
+    match_detections,
+    segmentation_scores,
+)
+from dag.workflow import store
+from dag.workflow.names import CONTROLS, parse
+from dag.workflow.seeds import generator
+
+METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
+
+
+def score(
+    manifests: list[Path],
+    images: list[tuple[Path, str]],
+    networks: dict[str, dict],
+    *,
+    resamples: int,
+    seed: int,
+    missing: Iterable[str] = (),
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> list[dict]:
+    """Score every cell of a table.
+
+    Parameters
+    ----------
+    manifests : list of Path
+        One per shard, in order; see `dag.evaluate.cells`.
+    images : list of (root, image id)
+        The whole image set in order, without what is `missing`.
+    networks : dict
+        Victims in order: {name: {"label", "task", ...}}.
+    resamples, seed : int
+        Of the bootstrap over images.  All cells and victims of an image set share the resamples,
+        so differences between cells are paired.
+    missing : iterable of str
+        Ids of the images whose shards are given up: on record, not scored.
+
+    Returns
+    -------
+    list of dict
+        One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric
+        and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se,
+        drop_low, drop_high (against `none`, paired, with its 95 % interval), beyond, per_class (all in percent; None
+        where a class is absent), perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
+        the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
+        below that under the mean of each of its controls: {control: {difference, low, high}}, paired.
+    """
+    shards = [read_manifest(manifest) for manifest in manifests]
+    weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
+    truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
+    values: dict[str, dict] = {victim: {} for victim in networks}
+    for victim, name, pixels in progress(list(shards[0])):
+        task = networks[victim]["task"]
+        predictions, known = _predictions([shard[victim, name, pixels] for shard in shards], images)
+        values[victim][name, pixels] = _values(task, truths[task], predictions, weights) | _size(known)
+    return [
+        {
+            "victim": victim,
+            "label": entry["label"],
+            "task": entry["task"],
+            "images": len(images),
+            "missing": list(missing),
+            "metric": METRICS[entry["task"]][0],
+            "companion_metric": METRICS[entry["task"]][1],
+            "cells": _cells(values[victim]),
+        }
+        for victim, entry in networks.items()
+    ]
+
+
+def clean_scores(manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict]) -> NDArray:
+    """How well every victim does on every clean image, each taken as a set of its own.
+
+    Parameters
+    ----------
+    manifests, images, networks
+        As of `score`.
+
+    Returns
+    -------
+    ndarray, float64 (victims, images)
+        Foreground mIoU or mAP in percent; NaN where an image has nothing to find.
+    """
+    shards = [read_manifest(manifest) for manifest in manifests]
+    alone = np.ones((1, 1), np.int64)
+    found = []
+    for victim, entry in networks.items():
+        task, name = entry["task"], "companion" if entry["task"] == "segmentation" else "score"
+        predictions, _ = _predictions([shard[victim, "none", "float"] for shard in shards], images)
+        pairs = zip(_truth(images, task), predictions, strict=True)
+        found.append([_values(task, [truth], [prediction], alone)[name][0] for truth, prediction in pairs])
+    return np.array(found, np.float64)
+
+
+def _cells(values: dict) -> list[dict]:
+    """Cells of one victim in their reported form, means of the draws of controls included."""
+    values = values | _means_of_draws(values)
+    cells = []
+    for (name, pixels), value in values.items():
+        drop = values["none", pixels]["score"] - value["score"]
+        cells.append(
+            {
+                "perturbation": name,
+                "pixels": pixels,
+                "score": _number(value["score"][0]),
+                "score_se": _error(value["score"]),
+                "companion": _number(value["companion"][0]),
+                "companion_se": _error(value["companion"]),
+                "drop": _number(drop[0]),
+                "drop_se": _error(drop),
+                **dict(zip(("drop_low", "drop_high"), _interval(drop), strict=True)),
+                "beyond": {
+                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"])
+                    for control in CONTROLS
+                    if (f"{name}.{control}", pixels) in values
+                },
+                "perceptibility": value["perceptibility"],
+                "linf": value["linf"],
+                "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
+            }
+        )
+    return cells
+
+
+def _truth(images: list[tuple[Path, str]], task: str) -> list[NDArray] | list[Objects]:
+    read = voc.read_label_map if task == "segmentation" else voc.read_objects
+    return [read(root, image_id) for root, image_id in images]
+
+
+def _predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
+    """Stored arrays and attributes in the order of the image set."""
+    found = {}
+    for shard in shards:
+        with store.reading(shard, "predictions") as file:
+            for image_id in file:
+                found[image_id] = store.get(file, image_id)
+    missing = [image_id for _, image_id in images if image_id not in found]
+    if missing:
+        raise ValueError(f"{shards[0].parent}: no predictions for {len(missing)} images, the first is {missing[0]}")
+    pairs = [found[image_id] for _, image_id in images]
+    return [array for array, _ in pairs], [attributes for _, attributes in pairs]
+
+
+def _values(task: str, truth: list, predictions: list[NDArray], weights: NDArray) -> dict:
+    """Score and companion, the plain value first and then one per resample, and per-class values."""
+    weights = np.concatenate([np.ones_like(weights[:1]), weights])
+    if task == "segmentation":
+        confusions = np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
+        values = segmentation_scores(confusions, weights)
+    else:
+        values = detection_scores(
+            match_detections(truth, [SimpleNamespace(**detections_of(rows)) for rows in predictions]), weights
+        )
+    return values | {"per_class": values["per_class"][0]}
+
+
+def _size(attributes: list[dict]) -> dict:
+    return {
+        "perceptibility": float(np.mean([entry["perceptibility"] for entry in attributes])),
+        "linf": float(np.max([entry["largest"] for entry in attributes])),
+    }
+
+
+def _means_of_draws(values: dict) -> dict:
+    """Cells `x.permuted`: the mean over the draws, in every resample."""
+    draws: dict[tuple[str, str], list[dict]] = {}
+    for (name, pixels), value in values.items():
+        if parse(name).draw:
+            draws.setdefault((name.rpartition("-")[0], pixels), []).append(value)
+    return {key: {name: _mean([value[name] for value in group]) for name in group[0]} for key, group in draws.items()}
+
+
+def _mean(parts: list) -> NDArray | float:
+    mean = np.mean(parts, axis=0)
+    return float(mean) if np.ndim(mean) == 0 else mean
+
+
+def _error(values: NDArray) -> float | None:
+    """Standard error: standard deviation over the resamples in which the score exists."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    return float(np.std(resampled, ddof=1)) if len(resampled) > 1 else None
+
+
+def _interval(values: NDArray) -> tuple[float | None, float | None]:
+    """Percentile interval that holds 95 % of the resamples in which the score exists."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist()) if len(resampled) > 1 else (None, None)
+
+
+def _difference(values: NDArray) -> dict[str, float | None]:
+    low, high = _interval(values)
+    return {"difference": _number(values[0]), "low": low, "high": high}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

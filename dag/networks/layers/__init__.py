@@ -1,0 +1,1 @@
+"""Arithmetic that networks of several families share."""

@@ -1,0 +1,1 @@
+"""The miniature's versions of the paper's networks, and their training."""

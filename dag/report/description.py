@@ -1,0 +1,249 @@
+"""What an experiment is, in plain words and from its configuration alone: the front page of a report.
+
+Nothing here is judged by hand: a miniature is one because its images are made on this machine, and a
+network's weights come from where its entry says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dag.workflow import plan
+from dag.workflow.names import CONTROLS, parse
+
+# Badge and what it means for the numbers.
+KINDS = {
+    "miniature": (
+        "Miniature",
+        "Images and networks were made and trained on this machine, in minutes. Phenomena of the paper can be seen; no "
+        "number here may be compared with a number of the paper.",
+    ),
+    "pocket": (
+        "Pocket",
+        "Small networks that others trained, on a sample of PASCAL VOC. They are not the networks of the paper; "
+        "phenomena may be compared, numbers may not.",
+    ),
+    "paper": (
+        "Paper",
+        "The paper's networks, a dagger where another one stands in, on the paper's images. Where the paper's value is "
+        "known, it stands beside ours.",
+    ),
+    "substitutes": (
+        "Substitutes",
+        "Other networks than the paper's, on the paper's images. Phenomena may be compared, numbers may not.",
+    ),
+    "own": (
+        "Own experiment",
+        "Networks and images of a configuration of its own. Numbers may be compared with those of the paper only where "
+        "networks, images and attack are the same.",
+    ),
+}
+
+RULES = {
+    ("algorithm-1", "segmentation"): (
+        "Algorithm 1 as the paper prints it: every foreground pixel that is still labelled correctly is pushed from "
+        "its true class towards a wrong one (classes are shuffled once per image); it ends when no pixel is left."
+    ),
+    ("algorithm-1", "detection"): (
+        "Algorithm 1 as the paper prints it: every proposal whose most probable class is still the true one is pushed "
+        "from it towards a wrong one (classes are shuffled once per image); it ends when no proposal is left, though "
+        "the true class may well be second."
+    ),
+    ("authors", "segmentation"): (
+        "The rules of the authors' code: every pixel that has not reached its wrong class, one that is absent from the "
+        "image, is pushed towards it, and background is pushed to stay background; it ends when at most 1 % of the "
+        "foreground pixels are left."
+    ),
+    ("authors", "detection"): (
+        "The rules of the authors' code: every proposal is pushed towards a class that is absent from the image, and "
+        "one that got there counts as moved only if that class scores at least 0.8 after suppression of overlaps (IoU "
+        "0.35); so the attack goes on after the label has flipped, and average precision falls further."
+    ),
+}
+
+RULES_NAMES = {"algorithm-1": "Algorithm 1", "authors": "authors' rules"}
+
+_CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
+
+_SETTINGS = {
+    "iterations": "at most {} iterations",
+    "step": "steps of {} grey levels",
+    "nms": "proposals suppressed above IoU {}",
+    "limit": "at most {} proposals",
+    "overlap": "targets overlap an object by IoU > {}",
+    "confidence": "and give its class a score > {}",
+    "precision": "gradients in {}",
+}
+
+
+def with_kind(config: dict) -> dict:
+    """The configuration with the kind of the experiment filled in.
+
+    Without a `kind`, an experiment all of whose images are made on this machine is a miniature, and
+    any other one is somebody's own.
+
+    Raises
+    ------
+    ValueError
+        If an experiment on images made here calls itself anything but a miniature, or the reverse.
+    """
+    made = {name: config["image_sets"][name].get("made_by") == "mini" for name in image_sets(config)}
+    kind = config["kind"] or ("miniature" if all(made.values()) else "own")
+    for name, is_made in made.items():
+        if is_made != (kind == "miniature"):
+            raise ValueError(
+                f"configuration, kind: {kind!r}, but the images of {name} are {'' if is_made else 'not '}made on this "
+                "machine; a miniature is what has such images alone; take `kind` out or the image set"
+            )
+    return {**config, "kind": kind}
+
+
+def image_sets(config: dict) -> list[str]:
+    """Image sets that `all` attacks or evaluates, in order of first appearance."""
+    evaluated = [name for entry in plan.products(config).values() for name in plan.image_sets(entry)]
+    return list(dict.fromkeys([*evaluated, *(name for _, name in plan.all_source_sets(config))]))
+
+
+def badge(config: dict) -> str:
+    """The kind of an experiment in a word or two: "Miniature"."""
+    return KINDS[config["kind"]][0]
+
+
+def experiment(config: dict) -> dict:
+    """The facts of an experiment, as text and numbers.
+
+    Parameters
+    ----------
+    config : dict
+        A checked configuration, see `with_kind`.
+
+    Returns
+    -------
+    dict
+        name, title, description (list of paragraphs), kind, badge, meaning, seed, permutations, bootstrap,
+        images and networks (one dict each, by name), weights (where they come from -> labels of networks),
+        attacks (one dict per task and per variant in use), pixels (names), controls and not_verified (sentences).
+    """
+    networks = {name: _network(config, name) for name in plan.networks(config)}
+    weights: dict[str, list[str]] = {}
+    for entry in networks.values():
+        weights.setdefault(entry["weights"], []).append(entry["label"])
+    products = plan.products(config).values()
+    pixels = [name for entry in products for name in entry.get("pixels", config["pixels"])]
+    controls = {parse(row).control for entry in products for row in plan.rows(entry)}
+    return {
+        "name": config["experiment"],
+        "title": config["title"],
+        "description": [text for text in config["description"].split("\n\n") if text],
+        "kind": config["kind"],
+        "badge": badge(config),
+        "meaning": KINDS[config["kind"]][1],
+        "seed": config["seed"],
+        "permutations": config["permutations"],
+        "bootstrap": config["bootstrap"],
+        "images": {name: _image_set(config, name) for name in image_sets(config)},
+        "networks": networks,
+        "weights": weights,
+        "attacks": _attacks(config),
+        "pixels": list(dict.fromkeys(pixels)),
+        "controls": [text for name, text in CONTROLS.items() if name in controls],
+        "not_verified": [*config["not_verified"], *_unverified(config, networks)],
+    }
+
+
+def _image_set(config: dict, name: str) -> dict:
+    """Number and origin of the images of an image set."""
+    entry, size = config["image_sets"][name], config["shard_size"]
+    lost = sum(min(size, entry["size"] - int(shard) * size) for shard in plan.given_up(config, name))
+    if entry.get("made_by") == "mini":
+        origin = f"made on this machine from seed {config['mini']['test']['seed']}"
+    else:
+        folders = dict.fromkeys(part["root"].removeprefix("{voc}/") for part in entry["parts"])
+        years = [f"PASCAL {folder}" if folder.startswith("VOC") else "images of one's own" for folder in folders]
+        origin = " and ".join(dict.fromkeys(years))
+        if config["voc"] and all(part["root"].startswith("{voc}/") for part in entry["parts"]):
+            origin += ", from a folder named by the user"
+    return {"images": entry["size"] - lost, "given_up": lost, "origin": origin}
+
+
+def _network(config: dict, name: str) -> dict:
+    """Label, task, family, part and weights of a network."""
+    entry = config["networks"][name]
+    sources = {plan.network_of(source) for source, _ in plan.all_source_sets(config)}
+    victims = {victim for product in plan.products(config).values() for victim in plan.victims(product)}
+    parts = [part for part, names in (("source", sources), ("victim", victims)) if name in names]
+    return {
+        "label": entry["label"] + ("†" if "substitute" in entry else ""),
+        "task": entry["task"],
+        "family": entry.get("family", name),
+        "part": " and ".join(parts),
+        "weights": _weights(config, entry),
+        "substitute": entry.get("substitute", ""),
+    }
+
+
+def _weights(config: dict, entry: Mapping) -> str:
+    """Where the weights of a network come from."""
+    if "recipe" in entry.get("training", {}):
+        return "trained here by the published recipe"
+    if "training" in entry:
+        return "trained here, from seeds, on images made here"
+    files = list(entry["files"].values())
+    if not files:
+        return "no file: as the function that makes the network leaves them"
+    if any(file not in config["downloads"] for file in files):
+        return "files of one's own"
+    known = all(_has_checksum(config["downloads"], file) for file in files)
+    return "published files, checksums verified" if known else "published files without a published checksum"
+
+
+def _has_checksum(downloads: Mapping, file: str) -> bool:
+    entry = downloads[file]
+    return any(entry.get(key) for key in _CHECKSUMS) or (
+        "archive" in entry and _has_checksum(downloads, entry["archive"])
+    )
+
+
+def _attacks(config: dict) -> list[dict]:
+    """The attack of every task that has sources, then the variants of it that are used."""
+    found: dict[tuple[str, str], dict] = {}
+    for source, _ in plan.all_source_sets(config):
+        network, _, variant = source.partition("@")
+        task = config["networks"][network]["task"]
+        found.setdefault((variant, task), plan.attack(config, source))
+    attacks = []
+    for (variant, task), settings in sorted(
+        found.items(), key=lambda item: (item[0][0] != "", item[0][1] != "segmentation")
+    ):
+        changes = config["variants"].get(variant, {}) if variant else settings
+        attacks.append(
+            {
+                "task": task,
+                "variant": variant,
+                "rules": RULES_NAMES[settings["rules"]],
+                "text": RULES[settings["rules"], task] if "rules" in changes else "",
+                "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
+                "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
+            }
+        )
+    return attacks
+
+
+def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
+    """What follows from the configuration to be unverified."""
+    sentences = []
+    unknown = [entry["label"] for entry in networks.values() if "without a published checksum" in entry["weights"]]
+    if unknown:
+        sentences.append(
+            f"That the weight files of {', '.join(unknown)} are the published ones: no checksum of them is known."
+        )
+    substitutes = [entry["label"] for entry in networks.values() if entry["substitute"]]
+    if substitutes:
+        sentences.append(
+            f"That substitutes behave as the networks that they stand for: {', '.join(substitutes)}, see the networks."
+        )
+    lost = [name for name in image_sets(config) if plan.given_up(config, name)]
+    if lost:
+        shards = ", ".join(f"{name}/{shard}" for name in lost for shard in plan.given_up(config, name))
+        sentences.append(f"What the images of the shards {shards} would change: they were given up.")
+    return sentences

@@ -1,0 +1,151 @@
+"""What every job of the workflow does first: write to its log, fail and stop with a sentence, take a device."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from dag.data import voc
+from dag.workflow.store import file_digest
+
+_held: list[IO] = []  # locks of the devices of this process, held until it ends
+
+
+def start(log: str, threads: int = 1) -> None:
+    """Send everything the job prints to its log, limit its threads, and stop in good order on SIGTERM.
+
+    Call it before importing torch: import errors belong into the log, and the number of OpenMP
+    threads is read once.  SIGTERM, which a scheduler sends some seconds before it kills (time limit,
+    scancel), becomes a KeyboardInterrupt: files are closed, and the log says where the job was.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.excepthook = _sentence
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, _) -> None:
+    signal.signal(number, signal.SIG_IGN)  # one is enough: a second must not disturb the closing of files
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Print what this project raises for its users, ValueError or OSError with a text of ours, as that text alone.
+
+    Who is interrupted reads where: functions that do the work add a note to the exception.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        where = "".join(f", {note}" for note in getattr(error, "__notes__", []))
+        by = str(error) or "SIGINT"
+        print(f"Stopped by {by}{where}; what is finished is kept: start again to go on", file=sys.stderr)
+        return
+    innermost = trace
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    ours = Path(innermost.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+    # an OSError that comes from the system has a number
+    if ours and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)):
+        print(f"Error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def progress(items: Iterable, what: str, total: int | None = None, seconds: float = 30) -> Iterator:
+    """Yield the items; show a bar on a terminal, a line every `seconds` in a log.  `total`: if they have no length."""
+    total = len(items) if total is None else total
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, total=total)
+        return
+    begin = last = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= seconds or number == total:
+            last = now
+            print(f"{what}: {number} of {total}, {now - begin:.0f} s", file=sys.stderr)
+
+
+def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[list, dict]:
+    """Images of a shard, and what determines a network's output on them: the start of a shard's header.
+
+    Parameters
+    ----------
+    network : dict
+        name, task, architecture, arguments, code, and files by role.
+    image_set : dict
+        name, parts, size, sha256, shard_size.
+    """
+    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"])
+    images = voc.shard_of(images, shard, image_set["shard_size"])
+    header = {
+        "network": {name: value for name, value in network.items() if name != "files"},
+        "weights": {role: file_digest(path) for role, path in network["files"].items()},
+        "image_set": image_set,
+        "ids": voc.digest(image_id for _, image_id in images),
+        "shard": shard,
+        "code": code,
+    }
+    return images, header
+
+
+@cache
+def device() -> str:
+    """The GPU of this job alone, "cuda:N", until the process ends; "cpu" where there is none.
+
+    CUDA shows the process what CUDA_VISIBLE_DEVICES allows, and N counts those.  Of them a job takes one
+    that no other job of this user on this machine holds, and waits for one if need be.  A Slurm job that is
+    given a single GPU takes it without asking: Slurm may share it out on purpose.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    count = torch.cuda.device_count()
+    if count == 1 and "SLURM_JOB_ID" in os.environ:
+        number = 0
+    else:
+        # by identity: the same N is another GPU under another CUDA_VISIBLE_DEVICES
+        names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
+        number = claim(names, Path(tempfile.gettempdir(), f"dag-{os.getuid()}"))
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
+
+
+def claim(names: Sequence[str], folder: Path, seconds: float = 1) -> int:
+    """Position of the first of these devices that no other process holds; this process holds it from now on.
+
+    A device is held by a lock of the operating system on the file `folder`/`name`.lock, so it is
+    free again as soon as the process has ended, however it did.  `folder` must be on a local disk.
+    While all are held, they are tried again every few `seconds`, and the log says so once.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    waiting = False
+    while True:
+        for position, name in enumerate(names):
+            lock = open(folder / f"{name}.lock", "w")  # noqa: SIM115, closed when the process ends
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+            else:
+                _held.append(lock)
+                return position
+        if not waiting:
+            print(f"other jobs hold all {len(names)} GPUs: waiting for one", file=sys.stderr)
+            waiting = True
+        time.sleep(seconds)

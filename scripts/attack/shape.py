@@ -1,0 +1,38 @@
+"""Shaped examples of one network; see rule shape."""
+
+from pathlib import Path
+
+from dag.workflow.startup import device, progress, start
+
+start(snakemake.log[0], snakemake.threads)
+
+from dag.attack import shapes
+from dag.data import voc
+from dag.networks.building import build
+from dag.workflow import store
+
+params = snakemake.params
+network, settings, entry = params.network, params.image_set, params.entry
+images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = voc.chosen(voc.without_shards(images, params.given_up, settings["shard_size"]), entry["images"])
+starts = {image_id: voc.read_image(root, image_id) for root, image_id in images}
+if "noise" in entry:
+    starts["noise"] = shapes.noise(*entry["noise"], params.seed)
+shapes.shape(
+    build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
+    starts,
+    entry["shapes"],
+    Path(snakemake.output[0]),
+    settings=entry["attack"] | {"size": entry["size"]},
+    header={
+        "network": {name: value for name, value in network.items() if name != "files"},
+        "weights": {role: store.file_digest(path) for role, path in network["files"].items()},
+        "image_set": settings,
+        "images": [image_id for _, image_id in images],
+        "settings": entry,
+        "seed": params.seed,
+        "code": params.code,
+    },
+    device=device(),
+    progress=lambda examples: progress(examples, snakemake.wildcards.product),
+)

@@ -1,0 +1,12 @@
+"""Take a published file out of its archive; see rule extract."""
+
+from dag.workflow.startup import start
+
+start(snakemake.log[0])
+
+from dag.data.download import CHECKSUMS, extract, pin
+
+params = snakemake.params
+sha256 = extract(snakemake.input.archive, params.member, snakemake.output[0], **params.checks)
+if not any(params.checks.get(kind) for kind in CHECKSUMS):
+    pin(params.pins, snakemake.wildcards.file, sha256)

@@ -1,9 +1,0 @@
-"""Make the single objects that bodies are pretrained on; see rule make_mini_objects."""
-
-from dag.job import start
-
-start(snakemake.log[0])
-
-from dag import mini
-
-mini.write_objects(snakemake.output[0], **snakemake.params.settings)

@@ -1,0 +1,25 @@
+"""Pictures and data of one shard of a gallery; see rule draw_gallery."""
+
+from pathlib import Path
+
+from dag.workflow.startup import progress, start
+
+start(snakemake.log[0])
+
+from dag.data import voc
+from dag.report import gallery
+from dag.workflow.store import write_json, write_text
+
+params, shard, settings = snakemake.params, snakemake.wildcards.shard, snakemake.params.image_set
+images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+records, details = gallery.draw_shard(
+    Path(snakemake.output.pictures),
+    voc.shard_of(images, shard, settings["shard_size"]),
+    params.shown,
+    dict(zip(params.shown, map(Path, snakemake.input.perturbations), strict=True)),
+    Path(snakemake.input.manifest),
+    {victim: entry["task"] for victim, entry in params.victims.items()},
+    progress=lambda items: progress(items, shard),
+)
+write_text(snakemake.output.details, gallery.script("gallery.details", {"shard": shard} | details))
+write_json(snakemake.output.records, records)

@@ -1,0 +1,24 @@
+"""Figure 4; see rule plot_convergence."""
+
+from dag.workflow.startup import start
+
+start(snakemake.log[0])
+
+import pandas as pd
+
+from dag.report import figures
+from dag.report.collect import records
+from dag.workflow.store import write_text
+
+sources = records(snakemake.input.shards, snakemake.params.networks)
+curves = {source["label"]: [record["active"] for record in source["records"]] for source in sources}
+points = pd.DataFrame(
+    {"source": source["source"], "image": record["image"], "iteration": iteration, "active": active}
+    for source in sources
+    for record in source["records"]
+    for iteration, active in enumerate(record["active"])
+)
+write_text(snakemake.output.csv, points.to_csv(index=False))
+figure = figures.convergence(curves, {source["label"]: source["task"] for source in sources})
+figures.save(figure, snakemake.output.svg)
+figures.save(figure, snakemake.output.png)

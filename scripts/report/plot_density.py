@@ -1,0 +1,34 @@
+"""Figure 3; see rule plot_density."""
+
+import json
+from pathlib import Path
+
+from dag.workflow.startup import start
+
+start(snakemake.log[0])
+
+import numpy as np
+import pandas as pd
+
+from dag.report import figures, tables
+from dag.report.collect import records
+from dag.workflow.store import write_text
+
+params, output = snakemake.params, snakemake.output
+scores = json.loads(Path(snakemake.input.scores).read_text())
+labels = {name: entry["label"] for name, entry in params.networks.items()}
+frame = tables.transfer(scores, params.entry["perturbations"], labels, params.symbols, "float")
+density = pd.DataFrame(
+    {
+        "perturbation": source["source"],
+        "nms": source["settings"]["nms"],
+        "proposals": np.mean([record["available"] for record in source["records"]]),
+        "targets": np.mean([record["targets"] for record in source["records"]]),
+    }
+    for source in records(snakemake.input.shards, params.networks)
+)
+points = frame.merge(density, on="perturbation", validate="many_to_one").sort_values(["victim", "nms"])
+write_text(output.csv, points.to_csv(index=False))
+figure = figures.density(points, frame.metric.iloc[0])
+figures.save(figure, output.svg)
+figures.save(figure, output.png)

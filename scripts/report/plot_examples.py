@@ -1,0 +1,45 @@
+"""Example panels; see rule plot_examples."""
+
+from pathlib import Path
+
+from dag.workflow.startup import start
+
+start(snakemake.log[0])
+
+from dag.data import voc
+from dag.evaluate.score import clean_scores
+from dag.report import figures
+from dag.report.collect import best, choice, example_blocks
+from dag.workflow import plan
+
+
+def paths(files, part):
+    return [Path(file) for file in files if part in file]
+
+
+params, settings = snakemake.params, snakemake.params.image_set
+images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = voc.without_shards(images, params.given_up, settings["shard_size"])
+manifests = [Path(path) for path in snakemake.input.manifests]
+if params.entry.get("choose") == "clean":
+    victims = {victim: params.networks[victim] for victim in plan.victims(params.entry)}
+    chosen = best(images, clean_scores(manifests, images, victims), params.entry["images"])
+else:
+    chosen = voc.chosen(images, params.entry["images"])
+blocks = example_blocks(
+    chosen,
+    params.entry["panels"],
+    {row: paths(snakemake.input.perturbations, f"/{row}/") for row in plan.rows(params.entry)},
+    manifests,
+    params.networks,
+    params.symbols,
+)
+note = choice(params.entry, len(images))
+if params.entry["arrangement"] == "rows":
+    figure = figures.examples([block["victims"][0] | block for block in blocks], note=note)
+elif params.entry["arrangement"] == "columns":
+    figure = figures.transfer_examples(blocks, note=note)
+else:
+    figure = figures.paired_examples(blocks, note=note)
+figures.save(figure, snakemake.output.svg)
+figures.save(figure, snakemake.output.png)

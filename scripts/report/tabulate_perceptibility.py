@@ -1,0 +1,32 @@
+"""Perceptibility of every perturbation; see rule tabulate_perceptibility."""
+
+import json
+from pathlib import Path
+
+from dag.workflow.startup import start
+
+start(snakemake.log[0])
+
+import pandas as pd
+
+from dag.report import tables
+from dag.workflow.store import write_text
+
+params = snakemake.params
+labels = {name: entry["label"] for name, entry in params.networks.items()}
+frames = [
+    tables.transfer(
+        json.loads(Path(path).read_text()),
+        entry["perturbations"],
+        labels,
+        params.symbols,
+        "float",
+        entry.get("paper"),
+    )
+    for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
+]
+frame = tables.perceptibility(pd.concat(frames))
+write_text(snakemake.output.csv, frame.to_csv(index=False))
+write_text(
+    snakemake.output.markdown, tables.document("Perceptibility of the perturbations", {"All perturbations": frame})
+)

@@ -1,0 +1,414 @@
+"""TFLite import against LiteRT: a small float graph, every operator of the real files, and their label maps."""
+
+import flatbuffers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from dag.data import voc
+from dag.evaluate import metrics
+from dag.networks import tflite
+from dag.networks.building import build
+from dag.networks.deeplab_mobilenet import deeplab_mobilenet
+
+torch.set_num_threads(1)
+
+NARROW, FULL = "deeplabv3_mnv2_dm05_pascal_quant.tflite", "deeplabv3_mnv2_pascal_quant.tflite"
+real = pytest.mark.parametrize("name", [NARROW, FULL])
+
+FRAME, CLASSES = 17, 3
+
+
+class Writer:
+    """A TFLite graph, written with the official schema."""
+
+    def __init__(self):
+        self.buffers, self.tensors, self.codes, self.operators = [schema.BufferT()], [], [], []
+
+    def tensor(self, shape, values=None, kind=schema.TensorType.FLOAT32, scale=None, zero_point=0) -> int:
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type, tensor.name = list(shape), kind, f"tensor {len(self.tensors)}"
+        if scale is not None:
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = np.atleast_1d(scale).tolist()
+            tensor.quantization.zeroPoint = np.broadcast_to(zero_point, np.shape(np.atleast_1d(scale))).tolist()
+        if values is not None:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+            tensor.buffer = len(self.buffers)
+            self.buffers.append(buffer)
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def add(self, name: str, inputs, shape, options="", kind=schema.TensorType.FLOAT32, version=1, **values) -> int:
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, name)
+        code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs = len(self.codes), list(inputs)
+        operator.outputs = [self.tensor(shape, kind=kind)]
+        if options:
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(schema, f"{options}T")()
+            for option, value in values.items():
+                assert hasattr(operator.builtinOptions, option)
+                setattr(operator.builtinOptions, option, value)
+        self.codes.append(code)
+        self.operators.append(operator)
+        return operator.outputs[0]
+
+    def data(self, first: int, last: int) -> bytes:
+        graph = schema.SubGraphT()
+        graph.tensors, graph.operators, graph.inputs, graph.outputs = self.tensors, self.operators, [first], [last]
+        model = schema.ModelT()
+        model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, self.codes, [graph], self.buffers
+        builder = flatbuffers.Builder()
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+def small_graph(seed: int = 0, aligned: bool = True, tanh: bool = False, multiplier: int = 2) -> tuple[bytes, int]:
+    """All operators of DeepLabv3-MobileNetV2 on 17 x 17 pixels; also the number of the low-resolution scores."""
+    random, writer = np.random.default_rng(seed), Writer()
+    activation = schema.ActivationFunctionType
+    same, valid = schema.Padding.SAME, schema.Padding.VALID
+
+    def weights(*shape: int) -> int:
+        return writer.tensor(shape, (random.normal(size=shape) * np.prod(shape[1:-1]) ** -0.5).astype("<f4"))
+
+    def size(height: int, width: int) -> int:
+        return writer.tensor([2], np.array([height, width], "<i4"), schema.TensorType.INT32)
+
+    image = writer.tensor([1, FRAME, FRAME, 3])
+    first = writer.add(
+        "CONV_2D", [image, weights(4, 3, 3, 3), weights(4)], [1, 9, 9, 4], "Conv2DOptions",
+        padding=same, strideW=2, strideH=2, fusedActivationFunction=activation.RELU6,
+    )  # fmt: skip
+    wide = writer.add(
+        "DEPTHWISE_CONV_2D", [first, weights(1, 3, 3, 4 * multiplier), weights(4 * multiplier)],
+        [1, 5, 5, 4 * multiplier], "DepthwiseConv2DOptions", padding=same, strideW=2, strideH=2,
+        depthMultiplier=multiplier, fusedActivationFunction=activation.TANH if tanh else activation.RELU,
+    )  # fmt: skip
+    dilated = writer.add(
+        "DEPTHWISE_CONV_2D", [wide, weights(1, 3, 3, 8), weights(8)], [1, 5, 5, 8], "DepthwiseConv2DOptions",
+        padding=same, strideW=1, strideH=1, depthMultiplier=1, dilationWFactor=2, dilationHFactor=2, version=2,
+    )  # fmt: skip
+    total = writer.add("ADD", [wide, dilated], [1, 5, 5, 8], "AddOptions")
+    pooled = writer.add(
+        "AVERAGE_POOL_2D", [total], [1, 1, 1, 8], "Pool2DOptions",
+        padding=valid, filterWidth=5, filterHeight=5, strideW=5, strideH=5,
+    )  # fmt: skip
+    spread = writer.add(
+        "RESIZE_BILINEAR", [pooled, size(5, 5)], [1, 5, 5, 8], "ResizeBilinearOptions", alignCorners=True
+    )
+    joined = writer.add("CONCATENATION", [spread, total], [1, 5, 5, 16], "ConcatenationOptions", axis=3)
+    scores = writer.add(
+        "CONV_2D", [joined, weights(CLASSES, 1, 1, 16), weights(CLASSES)], [1, 5, 5, CLASSES], "Conv2DOptions",
+        padding=valid, strideW=1, strideH=1,
+    )  # fmt: skip
+    grown = writer.add(
+        "RESIZE_BILINEAR", [scores, size(9, 9)], [1, 9, 9, CLASSES], "ResizeBilinearOptions", alignCorners=True
+    )
+    full = writer.add(
+        "RESIZE_BILINEAR", [grown, size(FRAME, FRAME)], [1, FRAME, FRAME, CLASSES], "ResizeBilinearOptions",
+        alignCorners=aligned,
+    )  # fmt: skip
+    axis = writer.tensor([], np.array(3, "<i4"), schema.TensorType.INT32)
+    kind = schema.TensorType.INT64
+    label = writer.add("ARG_MAX", [full, axis], [1, FRAME, FRAME], "ArgMaxOptions", kind=kind, outputType=kind)
+    return writer.data(image, label), scores
+
+
+def write(folder, data: bytes):
+    path = folder / "small.tflite"
+    path.write_bytes(data)
+    return path
+
+
+def run_litert(interpreter: Interpreter, image: np.ndarray) -> np.ndarray:
+    """Label map of one image (H, W, 3) in the frame of the graph."""
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
+
+
+def open_litert(path, tensors: bool = False) -> Interpreter:
+    """With `tensors`, every tensor can be looked at afterwards; the operators are then not fused."""
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if tensors else OpResolverType.AUTO
+    interpreter = Interpreter(
+        str(path), num_threads=1, experimental_op_resolver_type=resolver, experimental_preserve_all_tensors=tensors
+    )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+# A small float graph
+
+
+def test_small_graph_agrees_with_litert(tmp_path):
+    data, scores = small_graph()
+    path = write(tmp_path, data)
+    network = build("dag.networks.deeplab_mobilenet:deeplab_mobilenet", {"labels": (0, 8, 15)}, {"tflite": path})
+    interpreter = open_litert(path, tensors=True)
+    image = np.random.default_rng(1).normal(size=(FRAME, FRAME, 3)).astype("f4")
+    labels = run_litert(interpreter, image)
+    images = torch.from_numpy(image).permute(2, 0, 1)[None]
+    body = network.body(images)
+    assert body.shape == (1, CLASSES, 5, 5)
+    np.testing.assert_allclose(body[0].permute(1, 2, 0), interpreter.get_tensor(scores)[0], rtol=1e-5, atol=1e-5)
+    full = interpreter.get_tensor(scores + 4)[0]  # two sizes and two resized tensors later
+    assert full.shape == (FRAME, FRAME, CLASSES)
+    np.testing.assert_allclose(network(images)[0].permute(1, 2, 0), full, rtol=1e-5, atol=1e-5)
+    assert (network.label_map(images)[0].numpy() == np.array([0, 8, 15])[labels]).all()
+    assert len(np.unique(labels)) > 1
+
+
+@pytest.fixture
+def small(tmp_path):
+    return deeplab_mobilenet(write(tmp_path, small_graph()[0]), labels=range(CLASSES)).requires_grad_(False)
+
+
+def test_upsample_is_resizing_cropping_and_resizing(small):
+    scores = torch.randn(2, CLASSES, 5, 5, generator=torch.Generator().manual_seed(0))
+    grown = F.interpolate(scores, (9, 9), mode="bilinear", align_corners=True)
+    grown = F.interpolate(grown, (FRAME, FRAME), mode="bilinear", align_corners=True)
+    for height, width, rows, columns in [(17, 17, 17, 17), (40, 60, 11, 17), (30, 10, 17, 6), (1, 90, 1, 17)]:
+        expected = F.interpolate(grown[..., :rows, :columns], (height, width), mode="bilinear", align_corners=False)
+        np.testing.assert_allclose(small.upsample(scores, (height, width)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_real_zero_below_and_right(small):
+    image = torch.randn(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    padded = torch.zeros(1, 3, FRAME, FRAME)
+    padded[..., :11, :] = F.interpolate(image, (11, 17), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(small.body(image), small.body(padded), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_of_two_equals_two_images(small):
+    pair = torch.randn(2, 3, 21, 30, generator=torch.Generator().manual_seed(0))
+    assert small(pair).shape == (2, CLASSES, 21, 30)
+    for number in range(2):
+        np.testing.assert_allclose(small(pair[number : number + 1])[0], small(pair)[number], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient(small):
+    """Every pixel of a random sum of scores against its central difference, float64."""
+    network = small.double()
+    random = torch.Generator().manual_seed(0)
+    image, factors = (
+        torch.randn(shape, generator=random, dtype=torch.float64) for shape in [(2, 3, 5, 6), (2, CLASSES, 5, 6)]
+    )
+    (gradient,) = torch.autograd.grad((network(image.requires_grad_()) * factors).sum(), image)
+    with torch.no_grad():
+        steps = 1e-6 * torch.eye(image.numel(), dtype=torch.float64).reshape(-1, *image.shape)
+        differences = [((network(image + step) - network(image - step)) * factors).sum() / 2e-6 for step in steps]
+    np.testing.assert_allclose(gradient.ravel(), differences, rtol=1e-6, atol=1e-8)
+
+
+# Reading
+
+
+def test_dequantisation_by_hand(tmp_path):
+    writer = Writer()
+    image = writer.tensor([1, 1, 1, 1], kind=schema.TensorType.UINT8, scale=1 / 128, zero_point=128)
+    kernel = writer.tensor([2, 1, 1, 1], np.array([0, 255], "u1"), schema.TensorType.UINT8, scale=0.5, zero_point=3)
+    bias = writer.tensor([2], np.array([-7, 2**30], "<i4"), schema.TensorType.INT32, scale=2.0**-30)
+    output = writer.add("CONV_2D", [image, kernel, bias], [1, 1, 1, 2], "Conv2DOptions", strideW=1, strideH=3)
+    graph = tflite.read_graph(write(tmp_path, writer.data(image, output)))
+    assert (graph.inputs, graph.outputs) == ((0,), (3,))
+    assert (graph.tensors[0].scale, graph.tensors[0].zero_point, graph.tensors[0].stored) == (1 / 128, 128, None)
+    values = tflite.real_values(graph.tensors[1])
+    assert values.dtype == np.float32 and values.shape == (2, 1, 1, 1) and values.ravel().tolist() == [-1.5, 126]
+    assert tflite.real_values(graph.tensors[2]).tolist() == [np.float32(-7 * 2.0**-30), 1]
+    assert graph.operators == (
+        tflite.Operator(
+            "CONV_2D",
+            (0, 1, 2),
+            (3,),
+            {
+                "padding": "SAME",
+                "stride_w": 1,
+                "stride_h": 3,
+                "activation": "NONE",
+                "dilation_w": 1,
+                "dilation_h": 1,
+            },
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(aligned=False), "RESIZE_BILINEAR without aligned corners is not supported"),
+        (dict(tanh=True), "DEPTHWISE_CONV_2D with activation TANH is not supported"),
+    ],
+)
+def test_a_graph_that_is_not_understood_is_rejected(tmp_path, change, match):
+    path = write(tmp_path, small_graph(**change)[0])
+    with pytest.raises(ValueError, match=f"small.tflite: {match}"):
+        deeplab_mobilenet(path, labels=range(CLASSES))
+
+
+def test_other_operators_are_rejected(tmp_path):
+    writer = Writer()
+    image = writer.tensor([1, 4, 4, 3])
+    output = writer.add("TANH", [image], [1, 4, 4, 3])
+    size = writer.tensor([2], np.array([4, 4], "<i4"), schema.TensorType.INT32)
+    resized = writer.add("RESIZE_BILINEAR", [output, size], [1, 4, 4, 3], "ResizeBilinearOptions", alignCorners=True)
+    label = writer.add("ARG_MAX", [resized], [1, 4, 4], kind=schema.TensorType.INT64)
+    path = write(tmp_path, writer.data(image, label))
+    with pytest.raises(ValueError, match="small.tflite: builtin operator 28 at tensor 'tensor 1' is not supported"):
+        deeplab_mobilenet(path, labels=range(3))
+    with pytest.raises(ValueError, match="3 score columns do not fit 21 labels"):
+        deeplab_mobilenet(path)
+    writer = Writer()
+    image = writer.tensor([1, 4, 4, 3])
+    path.write_bytes(writer.data(image, writer.add("TANH", [image], [1, 4, 4, 3])))
+    with pytest.raises(ValueError, match="does not end in ARG_MAX"):
+        deeplab_mobilenet(path)
+
+
+def test_per_channel_quantisation_is_rejected(tmp_path):
+    writer = Writer()
+    image = writer.tensor([1, 4, 4, 3], kind=schema.TensorType.INT8, scale=[1, 2, 3])
+    path = write(tmp_path, writer.data(image, writer.add("TANH", [image], [1, 4, 4, 3])))
+    with pytest.raises(ValueError, match="'tensor 0' is quantised per channel"):
+        tflite.read_graph(path)
+
+
+def test_foreign_and_truncated_files_are_rejected(tmp_path):
+    data, _ = small_graph()
+    for part in (b"", b"PK\3\4 not tflite", data[:6]):
+        with pytest.raises(ValueError, match="small.tflite: not a TFLite file"):
+            tflite.read_graph(write(tmp_path, part))
+    for length in range(8, len(data), 97):
+        with pytest.raises(ValueError, match="small.tflite: .*download it again"):
+            tflite.read_graph(write(tmp_path, data[:length]))
+
+
+def test_damaged_files_end_in_one_sentence(tmp_path):
+    """A changed byte either does not matter here or is reported as a ValueError with the path."""
+    data, _ = small_graph()
+    random = np.random.default_rng(0)
+    messages = []
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in random.integers(8, len(data), 3):
+            damaged[position] = random.integers(256)
+        try:
+            tflite.read_graph(write(tmp_path, bytes(damaged)))
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all("small.tflite" in message and "\n" not in message for message in messages)
+
+
+# The real networks
+
+
+def real_network(shared, name: str):
+    return build("dag.networks.deeplab_mobilenet:deeplab_mobilenet", {}, {"tflite": shared / "weights" / name})
+
+
+def framed(image: torch.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image (3, H, W) as LiteRT gets it, uint8 (513, 513, 3), and the size of its part without padding."""
+    scale = 513 / max(image.shape[1:])
+    height, width = (round(side * scale) for side in image.shape[1:])
+    frame = np.full((513, 513, 3), 128, np.uint8)
+    fitted = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+    frame[:height, :width] = fitted.round().permute(1, 2, 0).numpy()
+    return frame, (height, width)
+
+
+def samples(shared, count: int | None = None):
+    root = shared / "voc" / "VOC2012"
+    for image_id in voc.read_ids(root / "ImageSets" / "Segmentation" / "sample.txt")[:count]:
+        yield torch.from_numpy(voc.read_image(root, image_id)), voc.read_label_map(root, image_id)
+
+
+@pytest.mark.shared
+@real
+def test_every_operator_agrees_with_litert(shared, name):
+    """Each operator gets LiteRT's own inputs, so differences cannot add up.
+
+    What is left is LiteRT's rounding, once to 8 bits (1/2 step) and before that, where its factor is a
+    product and a shift, once to a multiple of 1/2 or less (1/4 step).
+    """
+    path = shared / "weights" / name
+    network, graph = real_network(shared, name), tflite.read_graph(path)
+    interpreter = open_litert(path, tensors=True)
+    image, _ = next(samples(shared))
+    run_litert(interpreter, framed(image)[0])
+
+    def stored(number: int) -> np.ndarray:
+        return interpreter.get_tensor(number).astype(np.float64)
+
+    def real_value(number: int) -> torch.Tensor:
+        tensor = graph.tensors[number]
+        values = tensor.scale * (stored(number) - tensor.zero_point)
+        return torch.from_numpy(values).float().permute(0, 3, 1, 2)
+
+    assert len(network.steps) == len(graph.operators) - 3  # two resizes at the end, ARG_MAX
+    for function, inputs, output in network.steps:
+        tensor = graph.tensors[output]
+        mine = function(*map(real_value, inputs)).permute(0, 2, 3, 1).numpy() / tensor.scale + tensor.zero_point
+        steps = np.abs(mine.clip(0, 255) - stored(output))
+        assert steps.max() < 0.76 and steps.mean() < 0.3, tensor.name
+
+
+def compare(shared, name: str, count: int | None) -> tuple[np.ndarray, dict, dict]:
+    """Agreement (N,) of the label maps with LiteRT's in the image, and the scores of both."""
+    network, interpreter = real_network(shared, name), open_litert(shared / "weights" / name)
+    agreement, mine, theirs = [], [], []
+    for image, truth in samples(shared, count):
+        frame, (height, width) = framed(image)
+        other = torch.from_numpy(run_litert(interpreter, frame)[:height, :width].astype(np.uint8))
+        other = F.interpolate(other[None, None], truth.shape, mode="nearest-exact")[0, 0].numpy()
+        labels = network.label_map(image[None])[0].numpy()
+        agreement.append((labels == other).mean())
+        mine.append(metrics.confusion_matrix(truth, labels))
+        theirs.append(metrics.confusion_matrix(truth, other))
+    return np.array(agreement), metrics.segmentation_scores(mine), metrics.segmentation_scores(theirs)
+
+
+@pytest.mark.shared
+@real
+def test_label_maps_of_a_few_images_agree_with_litert(shared, name):
+    """Six images have no mIoU worth the name; of the whole sample, single ones go down to 0.90, means of six to .97."""
+    agreement, _, _ = compare(shared, name, 6)
+    assert agreement.mean() > 0.97 and agreement.min() > 0.89
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@real
+def test_label_maps_agree_with_litert(shared, name):
+    agreement, mine, theirs = compare(shared, name, None)
+    assert len(agreement) == 72
+    assert agreement.mean() >= 0.98
+    assert abs(mine["score"].item() - theirs["score"].item()) <= 0.5
+    assert mine["score"].item() > 70
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", [NARROW, pytest.param(FULL, marks=pytest.mark.slow)])
+def test_gradient_of_the_real_network(shared, name):
+    """The derivative in a random direction against its central difference, float64."""
+    network = real_network(shared, name).double()
+    image, _ = next(samples(shared))
+    image = image[None, :, 50:250, 60:300].double()
+    random = torch.Generator().manual_seed(0)
+    direction = torch.randn(image.shape, generator=random, dtype=torch.float64)
+
+    def total(pixels: torch.Tensor) -> torch.Tensor:
+        scores = network(pixels)
+        return (scores[:, 17] - scores[:, 3]).mean()
+
+    (gradient,) = torch.autograd.grad(total(image.requires_grad_()), image)
+    with torch.no_grad():
+        difference = (total(image + 1e-7 * direction) - total(image - 1e-7 * direction)) / 2e-7
+    assert difference.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5)

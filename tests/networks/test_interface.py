@@ -1,0 +1,208 @@
+"""Building a network from its entry in the configuration."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dag.networks import building
+
+FCN = "dag.networks.mini.fcn:fcn"
+ARGUMENTS = {"body": "alex", "labels": [0, 1, 2]}
+
+
+def noisy(network):
+    """Statistics as after training: the defaults (mean 0, variance 1) would hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in [
+                (module.running_mean, -1, 1),
+                (module.running_var, 0.2, 2),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -1, 1),
+            ]:
+                tensor.data.uniform_(low, high, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        (FCN, {"body": "vgg", "skip": True}),
+        ("dag.networks.mini.deeplab:deeplab", {"body": "rn101"}),
+        ("dag.networks.mini.faster_rcnn:faster_rcnn", {"body": "zf"}),
+    ],
+)
+def test_folded_networks_are_equal_in_double_precision(architecture, arguments):
+    plain = noisy(building.build(architecture, {**arguments, "labels": [0, 1, 2]}, fold=False)).double()
+    folded = building.fold_batch_norm(copy.deepcopy(plain))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    image = 255 * torch.rand(1, 3, 40, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    outputs = []
+    for network in (plain, folded):
+        x = image.clone().requires_grad_()
+        y = network(x) if network.task == "segmentation" else network.features(x).maps
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        outputs.append((y.detach(), gradient))
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * float(one.abs().max()))
+
+
+def test_a_built_network_is_frozen_and_ready(tmp_path):
+    network = noisy(building.build(FCN, ARGUMENTS, fold=False))
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    built = building.build(FCN, ARGUMENTS, {"state_dict": tmp_path / "weights.pt"})
+    assert not built.training and not any(parameter.requires_grad for parameter in built.parameters())
+    image = torch.full((1, 3, 32, 32), 100.0)
+    torch.testing.assert_close(built(image), network(image), rtol=1e-4, atol=1e-4)
+
+
+def test_an_architecture_in_a_file(tmp_path):
+    code = "from dag.networks.mini.fcn import fcn\ndef mine(labels):\n    return fcn('alex', labels)\n"
+    (tmp_path / "mine.py").write_text(code)
+    assert building.build(f"{tmp_path}/mine.py:mine", {"labels": [0, 1]}).labels == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["dag.networks.mini.fcn:nothing", "dag.networks.nothing:fcn", "nowhere/file.py:build"]
+)
+def test_unknown_architectures(architecture):
+    with pytest.raises(ValueError, match="cannot be found .*; give package.module:function"):
+        building.build(architecture)
+
+
+def test_bad_weight_files(tmp_path):
+    path = tmp_path / "weights.pt"
+    with pytest.raises(ValueError, match="no such weight file"):
+        building.build(FCN, ARGUMENTS, {"state_dict": path})
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be loaded as weights of FCN"):
+        building.build(FCN, ARGUMENTS, {"state_dict": path})
+    weights = building.build(FCN, ARGUMENTS, fold=False).state_dict()
+    name = next(iter(weights))
+    weights[name][0] = float("nan")
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=f"weight {name} has values that are not finite"):
+        building.build(FCN, ARGUMENTS, {"state_dict": path})
+
+
+def test_weight_files_run_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "made.txt"), "w"))
+
+    torch.save({"state": Evil()}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        building.build(FCN, ARGUMENTS, {"state_dict": tmp_path / "weights.pt"})
+    assert not (tmp_path / "made.txt").exists()
+
+
+# Networks from outside the project
+
+OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from dag.networks.interface import Segmenter
+
+
+@dataclass(frozen=True)
+class Settings:
+    gain: float = 1.0
+
+
+class Own(Segmenter):
+    def __init__(self, labels, gain):
+        super().__init__()
+        self.labels = tuple(labels)
+        self.layer = nn.Conv2d(3, len(labels), 1)
+        self.settings = Settings(gain)
+
+    def body(self, images):
+        return self.settings.gain * self.layer(images / 255)
+
+    def upsample(self, scores, size):
+        return scores
+
+
+def own(labels, gain=1.0):
+    return Own(labels, gain)
+
+
+def wrong(labels):
+    return Own(labels, 1).layer
+
+
+def forgotten(labels):
+    Own(labels, 1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path}/own.py"
+
+
+def test_a_path_is_taken_from_the_working_directory(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = building.build("own.py:own", {"labels": [0, 3], "gain": 2.0})
+    assert network.settings.gain == 2 and not network.training
+    # two files of one name are two modules
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "own.py").write_text(
+        OWN.replace("gain: float = 1.0", "gain: float = 1.0\n    bias: float = 5")
+    )
+    assert hasattr(building.build("other/own.py:own", {"labels": [0, 3]}).settings, "bias")
+    assert not hasattr(building.build("own.py:own", {"labels": [0, 3]}).settings, "bias")
+
+
+def test_a_package_that_is_not_installed(own, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dag_test_package").mkdir()
+    (tmp_path / "dag_test_package" / "own.py").write_text(OWN)
+    assert building.build("dag_test_package.own:own", {"labels": [0, 3]}).labels == (0, 3)
+
+
+def test_a_network_from_outside_is_checked_and_one_of_the_project_is_not(own):
+    with pytest.raises(ValueError, match=r"own.py:own: its labels are \(3, 4\); a segmenter needs"):
+        building.build(f"{own}:own", {"labels": [3, 4]})
+    assert building.build(FCN, {"body": "alex", "labels": [3, 4]}).labels == (3, 4)
+
+
+def test_weights_are_checked_before_the_network_is_shown_an_image(own, tmp_path):
+    torch.save({"layer.weight": torch.full((2, 3, 1, 1), torch.inf), "layer.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="weight layer.weight has values that are not finite"):
+        building.build(f"{own}:own", {"labels": [0, 4]}, {"state_dict": tmp_path / "w.pt"})
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        ("own", {}, "own.py:own: missing a required argument: 'labels'; it gets `arguments` and `files`"),
+        ("own", {"labels": [0, 1], "width": 3}, "own.py:own: got an unexpected keyword argument 'width'; it gets"),
+        ("wrong", {"labels": [0, 1]}, "own.py:wrong: its task is neither 'segmentation' nor 'detection'"),
+        ("forgotten", {"labels": [0, 1]}, "own.py:forgotten returns a NoneType; return a Segmenter or a Detector"),
+    ],
+)
+def test_mistakes_of_functions_from_outside(own, function, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        building.build(f"{own}:{function}", arguments)
+
+
+def test_an_error_inside_the_file_is_shown_as_it_is(tmp_path):
+    """It is for its author, who needs the line."""
+    (tmp_path / "broken.py").write_text("import torch\ntorch.nothing()\n")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        building.build(f"{tmp_path}/broken.py:build")
+
+
+def test_a_network_under_the_wrong_task_is_refused():
+    assert building.build(FCN, ARGUMENTS, task="segmentation").task == "segmentation"
+    with pytest.raises(ValueError, match=f"^{FCN} does segmentation and its entry says detection; correct"):
+        building.build(FCN, ARGUMENTS, task="detection")

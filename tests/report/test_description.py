@@ -1,0 +1,154 @@
+"""What an experiment says of itself follows from its configuration."""
+
+import pytest
+import yaml
+from test_plan import BASE, OVERLAYS, ROOT, SCHEMA, changed, read
+
+from dag.attack.rules import PRESETS
+from dag.report import description
+from dag.workflow import plan
+
+
+def described(**keys) -> dict:
+    """What the default experiment says of itself with some keys replaced."""
+    return description.experiment(description.with_kind({**BASE, **keys}))
+
+
+def overlay(name: str, **keys) -> dict:
+    """The default configuration under an overlay of the project, with some keys of its own."""
+    return {**changed(read(name)), **keys}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("paper.yaml", "paper"), ("pocket.yaml", "pocket"), ("torchvision.yaml", "substitutes")]
+)
+def test_kinds_of_the_shipped_experiments(name, kind):
+    found = description.experiment(description.with_kind(overlay(name)))
+    assert found["kind"] == kind and found["badge"] == description.KINDS[kind][0]
+
+
+def test_the_default_is_a_miniature():
+    found = described()
+    assert (found["kind"], found["badge"], found["seed"]) == ("miniature", "Miniature", 2017)
+    assert found["images"] == {
+        "mini-test": {"images": 50, "given_up": 0, "origin": "made on this machine from seed 97"}
+    }
+    assert len(found["networks"]) == 13
+    assert {name: len(labels) for name, labels in found["weights"].items()} == {
+        "trained here, from seeds, on images made here": 13
+    }
+
+
+def test_other_images_make_an_experiment_of_ones_own():
+    """An overlay that names no kind must not inherit the miniature's."""
+    config = overlay("pocket.yaml", kind=None)
+    assert description.with_kind(config)["kind"] == "own"
+
+
+@pytest.mark.parametrize("kind", ["paper", "pocket", "substitutes", "own"])
+def test_a_miniature_cannot_call_itself_anything_else(kind):
+    with pytest.raises(ValueError, match=f"kind: '{kind}', but the images of mini-test are made on this machine"):
+        description.with_kind({**BASE, "kind": kind})
+
+
+def test_nothing_else_can_call_itself_a_miniature():
+    with pytest.raises(ValueError, match="kind: 'miniature', but the images of pocket-segmentation are not made"):
+        description.with_kind(overlay("pocket.yaml", kind="miniature"))
+
+
+def test_kinds_are_those_of_the_schema():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    assert set(schema["properties"]["kind"]["enum"]) == {*description.KINDS, None}
+    with pytest.raises(ValueError, match="kind: 'big'"):
+        plan.check({**BASE, "kind": "big"}, SCHEMA)
+
+
+def test_every_rule_set_has_a_sentence_with_its_numbers():
+    """The constants in the sentences are those of the attack."""
+    assert set(description.RULES) == set(PRESETS)
+    for key, rules in PRESETS.items():
+        text = description.RULES[key]
+        assert ("absent" in text) == (rules.labels == "absent")
+        for number in rules.strength or ():
+            assert str(number) in text
+        assert not rules.stop or f"{100 * rules.stop:.0f} %" in text
+        assert ("background" in text) == rules.background
+
+
+def test_the_attack_of_every_task_and_the_variants_in_use():
+    attacks = described()["attacks"]
+    named = [(attack["task"], attack["variant"]) for attack in attacks]
+    assert named[:2] == [("segmentation", ""), ("detection", "")]
+    assert set(named[2:]) == {("detection", name) for name in ("algorithm-1", "nms-50", "nms-70", "nms-80")}
+    assert attacks[0]["text"] == description.RULES["algorithm-1", "segmentation"]
+    assert attacks[0]["settings"] == "at most 200 iterations, steps of 0.5 grey levels"
+    by_variant = {attack["variant"]: attack for attack in attacks}
+    assert by_variant["algorithm-1"]["text"] == description.RULES["algorithm-1", "detection"]
+    # a variant says what differs and nothing more
+    assert (
+        by_variant["nms-50"]["text"] == "" and by_variant["nms-50"]["settings"] == "proposals suppressed above IoU 0.5"
+    )
+
+
+def test_single_rules_that_are_changed_are_named():
+    attacks = {**BASE["attacks"], "segmentation": {**BASE["attacks"]["segmentation"], "options": {"stop": 0.1}}}
+    assert described(attacks=attacks)["attacks"][0]["options"] == "stop: 0.1"
+
+
+def test_where_weights_come_from():
+    config = overlay("paper.yaml")
+    found = description.experiment(description.with_kind(config))
+    weights = {entry["label"]: entry["weights"] for entry in found["networks"].values()}
+    assert weights["FCN-VGG*†"] == "trained here by the published recipe"
+    downloads = config["downloads"]
+    for name, entry in found["networks"].items():
+        files = config["networks"][name].get("files")
+        if files:
+            known = all(
+                {"sha256", "sha256_prefix", "md5", "sha1"} & _with_archive(downloads, file) for file in files.values()
+            )
+            expected = (
+                "published files, checksums verified" if known else "published files without a published checksum"
+            )
+            assert entry["weights"] == expected
+    unknown = [label for label, origin in weights.items() if origin == "published files without a published checksum"]
+    assert unknown
+    said = " ".join(found["not_verified"])
+    assert all(label in said for label in unknown) and "DL-VGG†" in said
+
+
+def _with_archive(downloads: dict, file: str) -> set:
+    """Keys with a value of a file of downloads and of the archive that it lies in."""
+    entry = downloads[file]
+    keys = {key for key, value in entry.items() if value}
+    return keys | _with_archive(downloads, entry["archive"]) if "archive" in entry else keys
+
+
+def test_files_of_ones_own_and_none_at_all():
+    networks = dict(BASE["networks"])
+    plain = {key: value for key, value in networks["mini-fcn-alex"].items() if key != "training"}
+    networks["mini-fcn-alex"] = {**plain, "files": {"state_dict": "./mine.pt"}}
+    networks["mini-fcn-vgg"] = {**plain, "label": "Bare", "files": {}}
+    weights = described(networks=networks)["weights"]
+    assert weights["files of one's own"] == ["FCN-Alex"]
+    assert weights["no file: as the function that makes the network leaves them"] == ["Bare"]
+
+
+def test_images_that_were_given_up_are_counted_and_named():
+    """50 images in shards of 20: the last one has 10."""
+    found = described(shard_size=20, given_up=["mini-test/0002", "mini-test/0000"])
+    assert found["images"]["mini-test"]["images"] == 20 and found["images"]["mini-test"]["given_up"] == 30
+    assert "mini-test/0000, mini-test/0002" in found["not_verified"][-1]
+
+
+def test_where_images_come_from():
+    found = description.experiment(description.with_kind(overlay("pocket.yaml", voc="/data/VOCdevkit")))
+    origin = "PASCAL VOC2012 and PASCAL VOC2007, from a folder named by the user"
+    assert found["images"]["pocket-detection"]["origin"] == origin
+    assert "/data" not in str(found)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_with_images_of_their_own_name_a_kind(name):
+    text = yaml.safe_load((ROOT / "config" / name).read_text())
+    assert "kind" in text or "targets" not in text

@@ -1,0 +1,76 @@
+"""The benchmark for a GPU runs, at a tiny size on a CPU, and times nothing if a result is wrong."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+NARROW = dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"), 4)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("benchmark_on_a_gpu", FOLDER / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    cases = {
+        "segmenter": module.Case("dag.networks.caffe.fcn:fcn8s_vgg16", {"widths": NARROW}, (40, 56), 0, 54, 1),
+        "detector": module.Case(
+            "dag.networks.caffe.faster_rcnn:faster_rcnn",
+            {"body": "vgg16", "widths": NARROW | {"rpn": 4}, "short": 96, "long": 160}, (60, 80), 20, 41.4, 1,
+        ),
+    }  # fmt: skip
+    monkeypatch.setattr(module, "CASES", cases)
+    monkeypatch.setattr(module, "BACKEND", "eager")  # the one that compiles takes minutes
+    return module
+
+
+SMALL = ["--device", "cpu", "--batch", "2", "--iterations", "2"]
+
+
+def test_every_variant_is_measured(benchmark, capsys):
+    assert benchmark.main([*SMALL, "--modes", "eager"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("floor", "plain", "network", "eager"):
+        assert printed.count(f"\n  {name} ") == 2
+    assert printed.count("G1  network / eager") == 2 and printed.count("G2  ") == 1
+    assert "compiled" not in printed
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+def test_torch_compile_is_measured(benchmark, capsys):
+    try:
+        assert benchmark.main([*SMALL, "--modes", "compiled", "graphed"]) == 0
+    finally:
+        torch._dynamo.reset()
+    printed = capsys.readouterr().out
+    assert printed.count("\n  compiled ") == 2 and "graphed" not in printed  # a CPU has no graphs
+
+
+def test_a_wrong_result_is_not_timed(benchmark, monkeypatch):
+    def wrong(network, x):
+        straight = network.body
+        network.body = lambda images: straight(images) * 1.001
+
+    monkeypatch.setitem(benchmark.CHANGES, "compiled", wrong)
+    monkeypatch.setattr(benchmark, "CASES", {"segmenter": benchmark.CASES["segmenter"]})
+    with pytest.raises(SystemExit, match="compiled: scores differ from the eager ones by 1.0e-03; nothing is measured"):
+        benchmark.main([*SMALL, "--modes", "compiled"])
+
+
+def test_without_a_device_it_says_so(benchmark, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device: this benchmark needs one"):
+        benchmark.main([])
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+def test_on_a_gpu_graphs_are_measured_too(benchmark, capsys):
+    assert benchmark.main(["--batch", "2", "--iterations", "2", "--modes", "graphed"]) == 0
+    assert capsys.readouterr().out.count("\n  graphed ") == 2

@@ -1,0 +1,85 @@
+"""Costs of an experiment that can be counted by hand."""
+
+import pytest
+
+from dag.workflow import budget
+
+COST = {"mem_mb": 9000, "forward": 100, "iteration": 300, "iterations": 40}
+
+
+@pytest.fixture
+def config() -> dict:
+    table = {"layout": "transfer", "image_set": "ten", "perturbations": ["none", "big", "big.permuted"]}
+    return {
+        "experiment": "try",
+        "gpu_tflops": 10,
+        "permutations": 3,
+        "pixels": ["float", "8-bit"],
+        "networks": {"big": {"task": "detection", "cost": COST}, "small": {"task": "detection"}},
+        "image_sets": {"ten": {"size": 10}},
+        "attacks": {"detection": {"iterations": 150}},
+        "variants": {"short": {"iterations": 20}},
+        "tables": {"t": table | {"victims": ["big", "small"]}},
+        "figures": {},
+        "targets": ["t"],
+    }
+
+
+def test_an_attack_costs_its_mean_iterations_but_never_more_than_its_limit(config):
+    # 10 images x 40 iterations x 300 GFLOP at 10 TFLOP/s
+    assert budget.attack_seconds(config, "big", 10) == pytest.approx(12)
+    assert budget.attack_seconds(config, "big@short", 10) == pytest.approx(6)
+    assert budget.attack_seconds(config, "small", 10) == 0
+
+
+def test_predictions_cost_a_pass_per_victim_perturbation_and_rendering(config):
+    # clean once; one perturbation and its three draws, as floats and as 8 bits: 9 passes of 100 GFLOP
+    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.9)
+    config["tables"]["t"]["pixels"] = ["float"]
+    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.5)
+
+
+def test_shaped_examples_cost_all_their_iterations(config):
+    # 2 images and noise, 3 shapes, 100 iterations x 300 GFLOP at 10 TFLOP/s
+    entry = {
+        "network": "big",
+        "images": 2,
+        "noise": [9, 9],
+        "shapes": dict.fromkeys("abc"),
+        "attack": {"iterations": 100},
+    }
+    assert budget.shape_seconds(config, entry) == pytest.approx(27)
+    assert budget.shape_seconds(config, entry | {"images": ["x"]}) == pytest.approx(18)
+    assert budget.shape_seconds(config, entry | {"network": "small"}) == 0
+
+
+def test_only_networks_with_a_cost_ask_for_a_gpu_and_more_memory(config):
+    assert budget.gpus(config, ["small"]) == 0 and budget.gpus(config, ["small", "big"]) == 1
+    assert budget.memory_mb(config, ["small"]) == 4000 and budget.memory_mb(config, ["small", "big"]) == 9000
+
+
+def test_run_times_leave_room(config):
+    assert budget.run_time_minutes(600, small=480) == 60
+    assert budget.run_time_minutes(0, small=480) == 480
+
+
+def test_training_counts_every_stage_once(config):
+    config["recipes"] = {"long": {"iterations": 1000, "passes": 20, "batch": 2}}
+    config["networks"] |= {
+        "first": {"cost": COST, "training": {"recipe": "long", "initial": "file"}},
+        "second": {"cost": COST, "training": {"recipe": "long", "initial": {"network": "first"}}},
+        "mini": {"training": {"list": "Main/07", "body": "x", "iterations": 5}},
+    }
+    # 40,000 images x 3 x 100 GFLOP at 10 TFLOP/s
+    assert budget.training_seconds(config, ["second", "first", "mini", "big"]) == {"first": 1200, "second": 1200}
+
+
+def test_summary_adds_everything_up(config):
+    # one attack on 10 images; predictions: 2 victims x (clean, big, three draws) x 2 renderings x 10 images
+    text = budget.summary(config)
+    assert text.startswith("try: 1 attacks on 10 images, about 0.0 GPU hours; 200 predictions, about 0.0 GPU hours")
+    config["image_sets"]["ten"]["size"] = 3_000_000
+    text = budget.summary(config)
+    assert "1 attacks on 3000000 images, about 1000.0 GPU hours" in text  # 1.2 s an image
+    assert "60000000 predictions, about 75.0 GPU hours" in text
+    assert "perturbations 5400.0 GB, predictions 420.0 GB" in text

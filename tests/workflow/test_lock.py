@@ -1,0 +1,178 @@
+"""The lock: one holder at a time, and none that is dead."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dag.workflow import lock
+
+HERE = Path(__file__).parent
+WHAT = "results/a.h5"
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "a.h5.parts" / "lock"
+
+
+def owner(**changes) -> str:
+    """Content of the lock file of this process, changed."""
+    mine = {"host": platform.node(), "process": os.getpid(), "place": lock._place(), "token": "0"}
+    return json.dumps(mine | {"started": lock._started(os.getpid())} | changes)
+
+
+def left(path: Path, content: str, age: float = 0) -> None:
+    """A lock file as somebody may have left it, touched `age` seconds ago."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def taken(path: Path) -> bool:
+    with lock.held(path, WHAT) as check:
+        check()
+        return json.loads(path.read_text())["process"] == os.getpid()
+
+
+def test_a_lock_is_there_while_it_is_held(path):
+    with lock.held(path, WHAT) as check:
+        check()
+        content = json.loads(path.read_text())
+        assert content["process"] == os.getpid() and content["host"] == platform.node()
+    assert not path.exists()
+    assert taken(path)
+
+
+def test_it_falls_with_an_error_too(path):
+    with pytest.raises(ZeroDivisionError), lock.held(path, WHAT):
+        raise ZeroDivisionError
+    assert not path.exists()
+
+
+def test_who_lives_keeps_the_lock(path):
+    left(path, owner(), age=10 * lock.LIMIT)  # of this machine: the system knows that it lives, however old it is
+    sentence = f"^{WHAT}: process {os.getpid()} on {platform.node()} is writing it; wait for that process or stop it$"
+    with pytest.raises(ValueError, match=sentence):
+        taken(path)
+    assert path.exists()
+
+
+def ended(reap: bool = True) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    child.stdout.read()
+    child.stdout.close()
+    time.sleep(0.1)
+    if reap:
+        child.wait()
+    return child
+
+
+def test_the_lock_of_a_dead_process_is_removed(path, capsys):
+    child = ended()
+    left(path, owner(process=child.pid))
+    assert taken(path)
+    assert f"{WHAT}: process {child.pid} on {platform.node()} has died and left its lock" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell when a process started")
+def test_a_dead_process_is_known_by_its_start(path):
+    left(path, owner(started="1"))  # its number belongs to another one now, this one
+    assert taken(path)
+    child = ended(reap=False)
+    left(path, owner(process=child.pid, started="1"))  # killed, and its parent has not noticed
+    assert taken(path)
+    child.wait()
+
+
+def test_a_lock_of_another_machine_falls_with_time(path):
+    for content in (owner(place="another"), owner(place="another", host="node7"), "", "{", "[]"):
+        left(path, content, age=lock.LIMIT + 5)
+        assert taken(path)
+    left(path, "", age=lock.BEAT + 5)  # killed before it could write who it was
+    assert taken(path)
+
+
+def test_a_lock_of_another_machine_that_is_touched_is_kept(path):
+    left(path, owner(place="another", host="node7", process=5))
+    thread = threading.Timer(0.3, os.utime, [path])
+    thread.start()
+    with pytest.raises(ValueError, match=f"{WHAT}: process 5 on node7 is writing it; wait for that process or stop it"):
+        taken(path)
+    thread.join()
+    assert path.exists()
+
+
+def test_a_lock_of_another_machine_is_watched_until_it_is_old(path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "LIMIT", 1.0)
+    left(path, owner(place="another", host="node7", process=5))
+    begin = time.monotonic()
+    assert taken(path)
+    assert 0.9 < time.monotonic() - begin < 10
+    said = capsys.readouterr().err
+    assert said.count("waiting, process 5 on node7 is writing it or died just now") == 1 and "has died" in said
+
+
+def test_a_holder_touches_its_lock(path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with lock.held(path, WHAT):
+        os.utime(path, (0, 0))
+        time.sleep(0.3)
+        assert time.time() - path.stat().st_mtime < 10
+    assert not path.exists()
+
+
+def test_who_has_lost_the_lock_is_told_and_leaves_it_to_the_other(path):
+    with lock.held(path, WHAT) as check:
+        path.write_text(owner(host="node7", process=5))
+        with pytest.raises(ValueError, match=f"{WHAT}: process 5 on node7 has taken over"):
+            check()
+    assert "node7" in path.read_text()
+
+
+CROWD = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from dag.workflow import lock
+lock.LOOK = 0.005
+number, path, inside = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+for turn in range(8):
+    with lock.held(path, "a.h5", wait=True) as check:
+        os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails if another one is in here
+        time.sleep(0.002)
+        check()
+        inside.unlink()
+        print(number, flush=True)
+        if turn == 7:
+            os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("locking", ["TRUE", "FALSE"])
+def test_a_crowd_that_dies_one_by_one_is_never_two_at_once(path, tmp_path, locking):
+    """Eight turns each, and every process is killed while it holds the lock; the others go on."""
+    program = [sys.executable, "-c", CROWD.format(root=str(HERE.parent))]
+    crowd = [
+        subprocess.Popen(
+            [*program, str(number), str(path), str(tmp_path / "inside")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"HDF5_USE_FILE_LOCKING": locking},
+        )
+        for number in range(4)
+    ]
+    for number, child in enumerate(crowd):
+        out, errors = child.communicate(timeout=60)
+        assert out.split() == [str(number)] * 8, errors
+        assert child.returncode == -signal.SIGKILL
+        assert "Error" not in errors
+    assert taken(path)

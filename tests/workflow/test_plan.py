@@ -1,0 +1,701 @@
+"""The configuration: every mistake gets one sentence that names the place, and what follows from it is counted
+by hand."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from overlays import merge
+
+from dag.data import voc
+from dag.workflow import plan
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
+
+
+def read(*names: str) -> dict:
+    merged: dict = {}
+    for name in names:
+        merged = merge(merged, yaml.safe_load((ROOT / "config" / name).read_text()))
+    return merged
+
+
+def default_files() -> list[str]:
+    """Configuration files that the Snakefile names."""
+    lines = (ROOT / "Snakefile").read_text().splitlines()
+    return [line.rpartition("/")[2].rstrip(chr(34)) for line in lines if line.startswith("configfile:")]
+
+
+BASE = read(*default_files())
+OVERLAYS = sorted({path.name for path in (ROOT / "config").glob("*.yaml")} - set(default_files()))
+
+
+def changed(overlay: dict) -> dict:
+    return merge(BASE, overlay)
+
+
+def message(config: dict) -> str:
+    with pytest.raises(ValueError, match="^configuration, ") as caught:
+        plan.check(config, SCHEMA)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 500, text
+    return text
+
+
+def table(**entry) -> dict:
+    """A transfer table, with some entries changed."""
+    base = {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test"}
+    return {"tables": {"mine": base | {"perturbations": ["none"], "victims": ["mini-fr-zf-07"]} | entry}}
+
+
+def trained(**entry) -> dict:
+    """The training of a network by a recipe, with some entries changed."""
+    return {"networks": {"fcn-alex-star": {"training": entry}}}
+
+
+def figure(**entry) -> dict:
+    return {"figures": {"mine": {"title": "", "description": "", "image_set": "mini-test"} | entry}}
+
+
+def rows(*perturbations: str) -> dict:
+    return table(perturbations=list(perturbations))
+
+
+def panel(perturbation: str, victim: str, images: int = 1) -> dict:
+    panels = [{"perturbation": perturbation, "victims": [victim]}]
+    return figure(kind="examples", images=images, arrangement="rows", panels=panels)
+
+
+def shaped(**entry) -> dict:
+    """Shaped examples, with some entries changed."""
+    base = {"kind": "shapes", "network": "mini-fcn-vgg", "images": 1, "shapes": {"circle": "bus"}, "size": 0.5}
+    return figure(**base | {"attack": {"iterations": 9, "step": 0.5, "stop": 0}} | entry)
+
+
+# Sound configurations
+
+
+def test_the_default_is_sound():
+    plan.check(BASE, SCHEMA)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_is_sound(name):
+    plan.check(plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA)
+
+
+def test_null_takes_away_what_a_network_has():
+    entry = {"files": {"caffemodel": "x"}, "arguments": {"body": "zf", "mean": [1, 2, 3]}, "label": "N"}
+    config = merge({"networks": {"n": entry}, "voc": None}, {"networks": {"n": {"files": None}}})
+    config = merge(config, {"networks": {"n": {"arguments": {"mean": None}}}})
+    assert plan.without_nulls(config) == {"networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}}, "voc": None}
+
+
+def test_retrained_networks_ask_for_no_released_weights():
+    config = plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
+    full_size = [entry for entry in config["networks"].values() if ".caffe." in entry["architecture"]]
+    assert len(full_size) >= 12 and all("recipe" in entry["training"] for entry in full_size)
+    assert all("substitute" in entry for entry in full_size)
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        rows("none", "mini-fcn-alex@authors", "mini-fcn-alex+mini-fr-zf-07@nms-50", "mini-fcn-alex.permuted"),
+        rows("mini-fcn-alex+mini-fr-zf-07.permuted-3"),
+        {"attacks": {"detection": {"options": {"strength": None, "stop": 0.1}}}},
+        {"variants": {"weak": {"step": 0.1, "options": {"strength": [0.35, 0.5]}}}},
+        {"pixels": ["float"]},
+        {"targets": ["table2"]},
+        {"targets": ["figure4"]},
+        figure(kind="gallery", perturbations=["mini-fcn-alex.permuted-1"], victims=["mini-fr-zf-07"]),
+        figure(kind="gallery", panels=[{"perturbation": "mini-fcn-alex", "victims": ["mini-fr-zf-07"]}]),
+    ],
+)
+def test_these_are_sound(overlay):
+    plan.check(changed(overlay), SCHEMA)
+
+
+# Mistakes
+
+MISTAKES = {
+    "an unknown key": ({"shards": 3}, "top level: unknown key 'shards'; known keys are attacks, "),
+    "an unknown key deep inside": (
+        {"attacks": {"detection": {"gamma": 1}}},
+        "attacks.detection: unknown key 'gamma'; known keys are confidence, iterations, limit, nms, options",
+    ),
+    "an unknown rule": ({"attacks": {"segmentation": {"options": {"clip": True}}}}, "attacks.segmentation.options: "),
+    "a wrong type": ({"seed": "x"}, "seed: 'x' is not of type 'integer'"),
+    "a number for a mapping": ({"tables": 3}, "tables: 3 is not of type 'object'"),
+    "a text for a list": (table(victims="x"), "tables.mine.victims: 'x' is not of type 'array'"),
+    "zero": ({"shard_size": 0}, "shard_size: 0 is less than the minimum of 1"),
+    "a share above one": ({"attacks": {"detection": {"nms": 1.5}}}, "attacks.detection.nms: 1.5 is greater than"),
+    "a step of zero": ({"attacks": {"detection": {"step": 0}}}, "attacks.detection.step: 0 is less than or equal"),
+    "unknown rules": ({"attacks": {"segmentation": {"rules": "paper"}}}, "attacks.segmentation.rules: 'paper' is"),
+    "no float pixels": ({"pixels": ["8-bit"]}, "pixels: ['8-bit'] must contain 'float'"),
+    "unknown pixels": ({"pixels": ["float", "16-bit"]}, "pixels: pixels '16-bit' is unknown; choose from float, 8-bit"),
+    "a target twice": ({"targets": ["table1", "table1"]}, "targets: "),
+    "no targets": ({"targets": []}, "targets: "),
+    "a shard given up that is not there": (
+        {"given_up": ["mini-test/9999"]}, "given_up: there is no shard mini-test/9999; write image set/shard",
+    ),
+    "an unknown image set given up": ({"given_up": ["voc/0000"]}, "given_up: there is no shard voc/0000"),
+    "all is given up": (
+        {"shard_size": 2000, "given_up": ["mini-test/0000"]}, "given_up: no shard of mini-test is left; take one out",
+    ),
+    "an unknown target": ({"targets": ["table9"]}, "targets: 'table9' is neither a table nor a figure"),
+    "an unknown layout": (table(layout="square"), "tables.mine.layout: 'square' is not one of"),
+    "a table without victims": (
+        {"tables": {"mine": {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test",
+                             "perturbations": ["none"]}}},
+        "tables.mine: 'victims' is a required property",
+    ),
+    "a figure of an unknown kind": (figure(kind="pie"), "figures.mine.kind: 'pie' is not one of"),
+    "a figure without its sources": (figure(kind="convergence"), "figures.mine: 'sources' is a required property"),
+    "an unknown image set": (table(image_set="voc"), "tables.mine: image set 'voc' is not in image_sets"),
+    "an unknown victim": (table(victims=["fr"]), "tables.mine: network 'fr' is not in networks"),
+    "a victim twice": (table(victims=["mini-fr-zf-07"] * 2), "tables.mine.victims: "),
+    "a row twice": (rows("none", "none"), "tables.mine.perturbations: "),
+    "an unknown source": (rows("fr"), "tables.mine: perturbation 'fr': network 'fr' is not in networks"),
+    "an unknown source in a sum": (
+        rows("mini-fr-zf-07+fr"), "tables.mine: perturbation 'mini-fr-zf-07+fr': network 'fr' is not in networks",
+    ),
+    "an unknown variant": (
+        rows("mini-fr-zf-07@x"), "tables.mine: perturbation 'mini-fr-zf-07@x': variant 'x' is not in variants",
+    ),
+    "a malformed row": (rows("Mini"), "tables.mine: perturbation 'Mini': 'Mini' is not the name of a perturbation"),
+    "a source twice in a sum": (
+        rows("mini-fr-zf-07+mini-fr-zf-07"),
+        "tables.mine: perturbation 'mini-fr-zf-07+mini-fr-zf-07': 'mini-fr-zf-07+mini-fr-zf-07' adds the same",
+    ),
+    "a draw too many": (rows("mini-fr-zf-07.permuted-4"), "tables.mine: perturbation 'mini-fr-zf-07.permuted-4': "),
+    "a control of a control": (
+        rows("mini-fr-zf-07.permuted-1.permuted"), "tables.mine: perturbation 'mini-fr-zf-07.permuted-1.permuted'",
+    ),
+    "a control of nothing": (rows("none.permuted"), "tables.mine: perturbation 'none.permuted'"),
+    "a white-box table of a sum": (
+        {"tables": {"mine": {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test",
+                             "sources": ["mini-fr-zf-07+mini-fr-vgg-07"]}}},
+        "tables.mine: network 'mini-fr-zf-07+mini-fr-vgg-07' is not in networks",
+    ),
+    "a convergence of a sum": (
+        figure(kind="convergence", sources=["mini-fr-zf-07+mini-fr-vgg-07"]),
+        "figures.mine: perturbation 'mini-fr-zf-07+mini-fr-vgg-07'",
+    ),
+    "a convergence of nothing": (figure(kind="convergence", sources=["none"]), "figures.mine: perturbation 'none'"),
+    "a density of a sum": (
+        figure(kind="density", perturbations=["mini-fr-zf-07+mini-fr-vgg-07"], victims=["mini-fr-zf-07"]),
+        "figures.mine: perturbation 'mini-fr-zf-07+mini-fr-vgg-07'",
+    ),
+    "a matrix with a control": (
+        figure(kind="matrix", perturbations=["mini-fcn-vgg.permuted"], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.permuted': only sources are shown here",
+    ),
+    "strengths of what is scaled": (
+        figure(kind="strength", perturbations=["mini-fcn-vgg.p-2"], strengths=[1], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.p-2': the figure scales a source",
+    ),
+    "strengths of a name that is none": (
+        figure(kind="strength", perturbations=["FCN"], strengths=[1], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'FCN': 'FCN' is not the name of a perturbation",
+    ),
+    "controls of a control": (
+        figure(kind="intervals", perturbations=["mini-fcn-vgg.signs"], controls=["signs"], victims=["mini-fcn-vgg"]),
+        "figures.mine: perturbation 'mini-fcn-vgg.signs': the figure adds the controls itself",
+    ),
+    "an unknown control": (
+        figure(kind="intervals", perturbations=["mini-fcn-vgg"], controls=["noise"], victims=["mini-fcn-vgg"]),
+        "figures.mine.controls.0: 'noise' is not one of",
+    ),
+    "classes without panels": (figure(kind="classes"), "figures.mine: 'panels' is a required property"),
+    "an example of a mean": (
+        panel("mini-fr-zf-07.permuted", "mini-fr-zf-07"),
+        "figures.mine: perturbation 'mini-fr-zf-07.permuted'",
+    ),
+    "an example of nothing": (
+        panel("none", "mini-fr-zf-07"),
+        "figures.mine: perturbation 'none'",
+    ),
+    "a gallery of a mean": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07.permuted"], victims=["mini-fr-zf-07"]),
+        "figures.mine: perturbation 'mini-fr-zf-07.permuted'",
+    ),
+    "a gallery of nothing": (
+        figure(kind="gallery", perturbations=["none"], victims=["mini-fr-zf-07"]),
+        "figures.mine: perturbation 'none'",
+    ),
+    "a gallery without victims": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"]),
+        "figures.mine: ",
+    ),
+    "a gallery that says twice who sees what": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"], victims=["mini-fr-zf-07"],
+               panels=[{"perturbation": "mini-fr-zf-07", "victims": ["mini-fr-zf-07"]}]),
+        "figures.mine: ",
+    ),
+    "a gallery of two image sets": (
+        figure(kind="gallery", perturbations=["mini-fr-zf-07"], victims=["mini-fr-zf-07"],
+               other_image_sets={"mini-fr-zf-07": "voc07-test"}),
+        "figures.mine: a gallery shows one image set; make one gallery for each",
+    ),
+    "an unknown victim in a panel": (
+        panel("mini-fr-zf-07", "fr"),
+        "figures.mine: network 'fr' is not in networks",
+    ),
+    "no images in examples": (
+        panel("mini-fr-zf-07", "mini-fr-zf-07", images=0),
+        "figures.mine.images: ",
+    ),
+    "named images that are to be chosen": (
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"images": ["1"], "choose": "clean"}}}),
+        "figures.mine: choose has no say in images that are named; give their number",
+    ),
+    "rows of several victims": (
+        figure(kind="examples", images=1, arrangement="rows", panels=[
+            {"perturbation": "mini-fr-zf-07", "victims": ["mini-fr-zf-07", "mini-fcn-alex"]}
+        ]),
+        "figures.mine: a panel of the arrangement rows has one victim, not 2; make a panel for each, or choose",
+    ),
+    "an unknown way to choose": (
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"choose": "effect"}}}),
+        "figures.mine.choose: 'effect' is not one of",
+    ),
+    "shapes of an unknown network": (shaped(network="fcn"), "figures.mine: network 'fcn' is not in networks"),
+    "shapes of a detector": (
+        shaped(network="mini-fr-zf-07"), "figures.mine: network 'mini-fr-zf-07' labels no pixels; name one for",
+    ),
+    "shapes on chosen images": (
+        shaped(choose="clean"), "figures.mine: choose is for examples, whose victims have clean scores; leave it out",
+    ),
+    "an unknown shape": (
+        shaped(shapes={"star": "bus"}),
+        "figures.mine.shapes: unknown key 'star'; known keys are circle, square, strips",
+    ),
+    "a shape of background": (shaped(shapes={"circle": "background"}), "figures.mine.shapes.circle: 'background' is "),
+    "a shape that is too large": (shaped(size=1.5), "figures.mine.size: 1.5 is greater than"),
+    "shapes without limit": (
+        shaped(attack={"step": 0.5, "stop": 0}), "figures.mine.attack: 'iterations' is a required property",
+    ),
+    "a network called none": (
+        {"networks": {"none": BASE["networks"]["mini-fr-zf-07"]}}, "networks: ",
+    ),
+    "a network in capitals": ({"networks": {"FR": BASE["networks"]["mini-fr-zf-07"]}}, "networks: 'FR' does not match"),
+    "a network without weights": (
+        {"networks": {"fr": {"label": "", "task": "detection", "architecture": "a:b"}}}, "networks.fr: give exactly",
+    ),
+    "a network with two origins": (
+        {"networks": {"mini-fr-zf-07": {"files": {"state_dict": "x.pt"}}}},
+        "networks.mini-fr-zf-07: give exactly one of files and training",
+    ),
+    "an unknown task": ({"networks": {"mini-fr-zf-07": {"task": "depth"}}}, "networks.mini-fr-zf-07.task: 'depth' "),
+    "an architecture without function": (
+        {"networks": {"mini-fr-zf-07": {"architecture": "dag.networks.mini.fcn"}}},
+        "networks.mini-fr-zf-07.architecture: ",
+    ),
+    "an unknown body": (
+        {"networks": {"mini-fr-zf-07": {"training": {"body": "big"}}}},
+        "networks.mini-fr-zf-07: body 'big' is not in bodies",
+    ),
+    "bf16 on proposals": (
+        rows("none", "mini-fr-zf-07@rough") | {"variants": {"rough": {"precision": "bf16"}}},
+        "tables.mine: perturbation 'mini-fr-zf-07@rough': precision bf16 is for segmentation",
+    ),
+    "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star: recipe 'fcn' is not in recipes"),
+    "a recipe for the other task": (
+        trained(recipe="rfcn"), "networks.fcn-alex-star: recipe 'rfcn' is for detection, the network for segmentation",
+    ),
+    "unknown training images": (
+        trained(image_set="voc"), "networks.fcn-alex-star: image set 'voc' is not in image_sets",
+    ),
+    "unknown initial weights": (
+        trained(initial="x.caffemodel"),
+        "networks.fcn-alex-star: initial weights 'x.caffemodel' are not in downloads",
+    ),
+    "an initial network that is not trained": (
+        trained(initial={"network": "mini-fcn-vgg"}),
+        "networks.fcn-alex-star: initial network 'mini-fcn-vgg' is not a network that a recipe trains",
+    ),
+    "stages in a circle": (
+        {"networks": {"fcn32s-vgg-star": {"training": {"initial": {"network": "fcn-vgg-star"}}}}},
+        "networks.fcn32s-vgg-star: it starts from 'fcn32s-vgg-star', which starts from it; name a file for one",
+    ),
+    "a training of both kinds": (
+        trained(body="mini-vgg"),
+        "networks.fcn-alex-star.training: unknown key 'body'; known keys are image_set, initial, recipe",
+    ),
+    "a schedule without its step": (
+        {"recipes": {"rfcn": {"schedule": {"kind": "poly"}}}}, "recipes.rfcn.schedule: 'power' is a required property",
+    ),
+    "a rate that YAML takes for a text": (
+        {"recipes": {"rfcn": {"rate": "1e-3"}}}, "recipes.rfcn.rate: '1e-3' is not of type 'number'",
+    ),
+    "a key of the other task in a recipe": ({"recipes": {"rfcn": {"crop": 321}}}, "recipes.rfcn: "),
+    "an unknown file": (
+        {"networks": {"fr": {"label": "", "task": "detection", "architecture": "a:b", "files": {"w": "x.zip"}}}},
+        "networks.fr: file 'x.zip' is not in downloads",
+    ),
+    "a malformed digest": ({"image_sets": {"mini-test": {"sha256": "abc"}}}, "image_sets.mini-test.sha256: 'abc' "),
+    "a list with an unknown folder": (
+        {"image_sets": {"x": {"parts": [{"root": "a", "list": "{VOC}/b"}], "size": 1}}},
+        "image_sets.x.parts.0.list: '{VOC}/b' does not match",
+    ),
+    "a training set for a table": (
+        merge(table(image_set="x"),
+              {"image_sets": {"x": {"parts": [{"root": "a", "list": "b"}], "size": 1, "repeated": True}}}),
+        "tables.mine: image set 'x' may list an image twice; it is for training alone",
+    ),
+    "a file from nowhere": ({"downloads": {"x": {"size": 1}}}, "downloads.x: give exactly one of urls and archive"),
+    "a file from two places": (
+        {"downloads": {"x": {"urls": ["a"], "archive": "b", "member": "c"}}},
+        "downloads.x: give exactly one of urls and archive",
+    ),
+    "an archive without member": (
+        {"downloads": {"x": {"archive": "b"}}}, "downloads.x: 'member' is a dependency of 'archive'",
+    ),
+    "an unknown archive": (
+        {"downloads": {"x": {"archive": "b", "member": "c"}}},
+        "downloads.x: archive 'b' is not an entry of downloads with urls",
+    ),
+    "a member of a member": (
+        {"downloads": {"x": {"archive": "y", "member": "c"}, "y": {"archive": "x", "member": "c"}}},
+        "downloads.x: archive 'y' is not an entry of downloads with urls",
+    ),
+    "a short beginning of a checksum": (
+        {"downloads": {"x": {"urls": ["a"], "sha256_prefix": "abc"}}}, "downloads.x.sha256_prefix: 'abc' does not",
+    ),
+    "an image set without size": (
+        {"image_sets": {"x": {"parts": [{"root": "a", "list": "b"}]}}}, "image_sets.x: 'size' is a required property",
+    ),
+    "one name for a table and a figure": (
+        {"figures": {"table1": BASE["figures"]["figure4"]}}, "figures.table1: a table has this name as well",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_sentence_that_names_the_place(mistake):
+    overlay, start = MISTAKES[mistake]
+    assert message(changed(overlay)).startswith(f"configuration, {start}")
+
+
+@pytest.mark.parametrize("name", ["seed", "tables", "figures", "networks", "image_sets", "attacks"])
+def test_a_missing_key_is_named(name):
+    config = {key: value for key, value in BASE.items() if key != name}
+    assert message(config) == f"configuration, top level: '{name}' is a required property"
+
+
+# Image sets
+
+
+def image_list(folder: Path, ids: str) -> list[dict]:
+    (folder / "ImageSets").mkdir(exist_ok=True)
+    path = folder / "ImageSets" / "test.txt"
+    path.write_text(ids)
+    return [{"root": str(folder), "list": str(path)}]
+
+
+def test_an_image_set_must_have_its_size_and_ids(tmp_path):
+    parts = image_list(tmp_path, "b 1\na -1\n\nc\n")
+    expected = [(tmp_path, "b"), (tmp_path, "a"), (tmp_path, "c")]
+    assert voc.read_image_set(parts, 3) == expected
+    digest = "0" * 64
+    right = voc.digest(["c", "a", "b"])
+    assert voc.read_image_set(parts, 3, right) == expected
+    with pytest.raises(ValueError, match="^image set mine: 3 images in .*test.txt, expected 4; unpack the data again"):
+        voc.read_image_set(parts, 4, name="mine")
+    with pytest.raises(
+        ValueError, match=f"^image set: the ids in .*test.txt have SHA-256 {right}, expected {digest}; "
+    ):
+        voc.read_image_set(parts, 3, digest)
+    with pytest.raises(ValueError, match="image set: an image id appears twice in .*test.txt; list every image once"):
+        voc.read_image_set(parts + parts, 6)
+    with pytest.raises(ValueError, match="nowhere/x.txt: no such image list"):
+        voc.read_image_set([{"root": "nowhere", "list": "nowhere/x.txt"}], 3)
+
+
+def test_a_training_set_may_hold_an_image_with_two_annotations(tmp_path):
+    for folder in ("VOC2012", "SBD"):
+        (tmp_path / folder).mkdir()
+    parts = image_list(tmp_path / "VOC2012", "a\nb\n") + image_list(tmp_path / "SBD", "b\nc\n")
+    both = [(tmp_path / "VOC2012", "a"), (tmp_path / "VOC2012", "b"), (tmp_path / "SBD", "b"), (tmp_path / "SBD", "c")]
+    assert voc.read_image_set(parts, 4, voc.digest("abc"), repeated=True) == both
+    with pytest.raises(ValueError, match="image id appears twice"):
+        voc.read_image_set(parts, 4)
+    with pytest.raises(ValueError, match="image id appears twice"):
+        voc.read_image_set(parts + parts[:1], 6, repeated=True)
+
+
+def test_the_digest_of_ids_is_that_of_their_sorted_lines():
+    import hashlib
+
+    assert voc.digest(["b", "a", "b"]) == hashlib.sha256(b"a\nb\n").hexdigest()
+
+
+def test_a_folder_of_the_user_gives_the_size(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        (tmp_path / year).mkdir()
+        image_list(tmp_path / year, "1\n2\n")
+
+    def part(year):
+        return {"root": f"{{voc}}/{year}", "list": f"{{voc}}/{year}/ImageSets/test.txt"}
+
+    entry = {"size": 4952, "sha256": "0" * 64}
+    config = changed(
+        {
+            "voc": str(tmp_path),
+            "image_sets": {
+                "mine": entry | {"parts": [part("VOC2007"), part("VOC2012")]},
+                "unused": entry | {"parts": [part("VOC2010")]},
+                "training": entry | {"parts": [part("VOC2007")]},
+                "derived": entry | {"parts": [part("VOC2012"), part("VOC2012") | {"list": "resources/derived.txt"}]},
+            },
+            "targets": ["mine"],
+        }
+        | rows("none", "mini-fr-zf-07")
+    )
+    config["tables"]["mine"]["image_set"] = "mine"
+    plan.check(config, SCHEMA)
+    local = plan.with_local_voc(config)
+    assert local["image_sets"]["mine"]["size"] == 4 and local["image_sets"]["mine"]["sha256"] is None
+    # what no table needs may be missing; derived lists, the miniature and the original stay
+    assert local["image_sets"]["unused"]["size"] == 4952
+    assert local["image_sets"]["training"]["size"] == 2 and local["image_sets"]["training"]["sha256"] is None
+    assert local["image_sets"]["derived"] == config["image_sets"]["derived"]
+    assert local["image_sets"]["mini-test"] == BASE["image_sets"]["mini-test"]
+    assert config["image_sets"]["mine"]["size"] == 4952
+    assert plan.with_local_voc(config | {"voc": None})["image_sets"]["mine"]["size"] == 4952
+    with pytest.raises(ValueError, match="configuration, voc: absent is not a folder; name the one that holds"):
+        plan.with_local_voc(config | {"voc": "absent"})
+    (tmp_path / "VOC2012/ImageSets/test.txt").unlink()
+    with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
+        plan.with_local_voc(config)
+    # a table of clean images alone needs its images too
+    with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
+        plan.with_local_voc(merge(config, {"tables": {"mine": {"perturbations": ["none"]}}}))
+
+
+# What follows from a configuration
+
+
+def test_overlays_merge_mappings_and_replace_lists():
+    """What the comments in config/ promise of Snakemake."""
+    base = {"a": {"b": 1, "c": [1, 2], "d": {"e": 5}}, "f": 2, "h": {"i": 1}}
+    overlay = {"a": {"c": [3], "d": {"x": 6}}, "h": None, "z": 9}
+    assert merge(base, overlay) == {"a": {"b": 1, "c": [3], "d": {"e": 5, "x": 6}}, "f": 2, "h": None, "z": 9}
+
+
+WHITE_BOX = {"layout": "white-box", "image_set": "s", "sources": ["a", "b@v"]}
+TRANSFER = {
+    "layout": "transfer",
+    "image_set": "s",
+    "perturbations": ["none", "a", "a+b.permuted"],
+    "victims": ["b", "c"],
+}
+EXAMPLES = {
+    "kind": "examples",
+    "image_set": "s",
+    "images": 1,
+    "panels": [{"perturbation": "a+b", "victims": ["a", "c"]}, {"perturbation": "b", "victims": ["a"]}],
+}
+CONVERGENCE = {"kind": "convergence", "image_set": "s", "sources": ["a", "a@v"]}
+
+
+def test_rows_and_victims():
+    assert plan.rows(WHITE_BOX) == ["none", "a", "a.permuted", "b@v", "b@v.permuted"]
+    assert plan.victims(WHITE_BOX) == ["a", "b"]
+    assert plan.rows(TRANSFER) == ["none", "a", "a+b.permuted"] and plan.victims(TRANSFER) == ["b", "c"]
+    assert plan.rows(EXAMPLES) == ["a+b", "b"] and plan.victims(EXAMPLES) == ["a", "c"]
+    assert plan.rows(CONVERGENCE) == ["a", "a@v"] and plan.victims(CONVERGENCE) == []
+
+
+def test_pairs():
+    assert list(plan.pairs(WHITE_BOX)) == [
+        ("none", "a"), ("a", "a"), ("a.permuted", "a"), ("none", "b"), ("b@v", "b"), ("b@v.permuted", "b")
+    ]  # fmt: skip
+    assert set(plan.pairs(TRANSFER)) == {(row, victim) for row in TRANSFER["perturbations"] for victim in "bc"}
+    assert len(list(plan.pairs(TRANSFER))) == 6
+    assert list(plan.pairs(EXAMPLES)) == [
+        ("none", "a"), ("a+b", "a"), ("none", "c"), ("a+b", "c"), ("none", "a"), ("b", "a")
+    ]  # fmt: skip
+    assert list(plan.pairs(CONVERGENCE)) == []
+
+
+STRENGTH = {"perturbations": ["a", "a+b.signs"], "strengths": [2, 8], "victims": ["c"], "image_set": "s"}
+INTERVALS = {"perturbations": ["a"], "controls": ["permuted", "gaussian"], "victims": ["b", "c"], "image_set": "s"}
+
+
+def test_what_figures_make_of_their_perturbations():
+    assert plan.rows(STRENGTH) == ["a", "a+b.signs", "a.p-2", "a.p-8", "a+b.p-2.signs", "a+b.p-8.signs"]
+    assert plan.bases(STRENGTH)["a+b.p-8.signs"] == "a+b.signs" and plan.bases(STRENGTH)["a"] == "a"
+    assert plan.shown_pairs(STRENGTH) == [(row, "c") for row in plan.rows(STRENGTH)]
+    assert plan.cells(STRENGTH, "s", 1)["c"][-1] == "a+b.p-8.signs-1"
+    # controls are scored, the figure shows differences from them
+    assert plan.rows(INTERVALS) == ["a", "a.permuted", "a.gaussian"]
+    assert plan.shown_pairs(INTERVALS) == [("a", "b"), ("a", "c")]
+    assert plan.shown_pairs(EXAMPLES) == [("a+b", "a"), ("a+b", "c"), ("b", "a")]
+    assert plan.source_sets(INTERVALS) == [("a", "s")]
+
+
+def test_cells():
+    # no victim sees the perturbation of another network in a white-box table
+    assert plan.cells(WHITE_BOX, "s", 2) == {
+        "a": ["none", "a", "a.permuted-1", "a.permuted-2"],
+        "b": ["none", "b@v", "b@v.permuted-1", "b@v.permuted-2"],
+    }
+    assert plan.cells(TRANSFER, "s", 1) == {name: ["none", "a", "a+b.permuted-1"] for name in "bc"}
+    assert plan.cells(EXAMPLES, "s", 3) == {"a": ["none", "a+b", "b"], "c": ["none", "a+b"]}
+    assert plan.cells(CONVERGENCE, "s", 3) == {}
+    # the clean image comes first even where no row asks for it
+    assert plan.cells(TRANSFER | {"perturbations": ["a"]}, "s", 3) == {"b": ["none", "a"], "c": ["none", "a"]}
+
+
+def test_who_sees_what():
+    assert plan.shown(EXAMPLES) == {"a+b": ["a", "c"], "b": ["a"]}
+    assert plan.shown({"perturbations": ["a+b", "c"], "victims": ["c", "a"]}) == {"a+b": ["c", "a"], "c": ["c", "a"]}
+
+
+def test_draws():
+    assert plan.draws("a+b.permuted", 3) == ["a+b.permuted-1", "a+b.permuted-2", "a+b.permuted-3"]
+    assert plan.draws("a.permuted-2", 3) == ["a.permuted-2"] and plan.draws("none", 3) == ["none"]
+
+
+@pytest.mark.parametrize(("size", "shard_size", "count"), [(60, 100, 1), (100, 100, 1), (101, 100, 2), (4952, 100, 50)])
+def test_shards(size, shard_size, count):
+    config = {"image_sets": {"s": {"size": size}}, "shard_size": shard_size, "given_up": []}
+    names = plan.shards(config, "s")
+    assert len(names) == count and names[0] == "0000" and names[-1] == f"{count - 1:04d}"
+    images = [(Path("root"), str(number)) for number in range(size)]
+    slices = [voc.shard_of(images, name, shard_size) for name in names]
+    assert [image for part in slices for image in part] == images and all(slices)
+
+
+def test_shards_given_up():
+    config = {"image_sets": {"s": {"size": 5}, "t": {"size": 3}}, "shard_size": 2, "given_up": ["s/0001", "t/0000"]}
+    assert plan.shards(config, "s") == ["0000", "0002"] and plan.given_up(config, "s") == ["0001"]
+    assert plan.shards(config, "t") == ["0001"] and plan.given_up(config, "t") == ["0000"]
+    images = [(Path("root"), name) for name in "abcde"]
+    assert [name for _, name in voc.without_shards(images, ["0001"], 2)] == ["a", "b", "e"]
+    assert voc.without_shards(images, [], 2) == images
+
+
+def test_advice_names_the_shards_that_failed():
+    """From what Snakemake 9 logs; only `perturb` and `predict` make shards."""
+    log = """
+Error in rule perturb:
+    message: None
+    jobid: 16
+    input: resources/weights/a.pt, resources/mini/test/ImageSets/Main/test.txt
+    output: results/e/voc-test/perturbations/a@b/0001.h5
+    log: logs/perturb/e/voc-test/a/0001.txt (check log file(s) for error details)
+
+Error in rule train:
+    output: resources/weights/c.pt
+
+Error in rule predict:
+    jobid: 3
+    output: results/e/cells/table2/other/0012.json
+
+Error in rule perturb:
+    output: results/e/voc-test/perturbations/c/0001.h5
+"""
+    text = plan.advice(log, {"given_up": ["voc-test/0000"]})
+    assert text.endswith("--config 'given_up=[voc-test/0000, voc-test/0001, other/0012]'")
+    assert "given_up" not in plan.advice(log.partition("Error in rule predict")[0][-120:], {"given_up": []})
+
+
+def test_the_attack_of_a_source():
+    attack = plan.attack(BASE, "mini-fr-zf-07")
+    assert attack == BASE["attacks"]["detection"] and attack["rules"] == "authors"
+    assert plan.attack(BASE, "mini-fr-zf-07@nms-50") == attack | {"nms": 0.5}
+    assert plan.attack(BASE, "mini-fcn-vgg") == BASE["attacks"]["segmentation"]
+    assert plan.network_of("a@b") == plan.network_of("a") == "a"
+
+
+def test_the_sources_of_the_default():
+    """The paper has eight sources; the tables and figures of controls add theirs."""
+    table1 = BASE["tables"]["table1"]
+    assert plan.source_sets(table1) == [(source, "mini-test") for source in table1["sources"]]
+    assert len({plan.network_of(source) for source in table1["sources"]}) == 8
+    table2 = {source for source, _ in plan.source_sets(BASE["tables"]["table2"])}
+    assert table2 == {"mini-fr-zf-07", "mini-fr-zf-0712", "mini-fr-vgg-07", "mini-fr-vgg-0712"}
+    assert {pair for name in BASE["targets"] for pair in plan.source_sets(plan.products(BASE)[name])} == set(
+        plan.all_source_sets(BASE)
+    )
+
+
+# The digest of the code
+
+
+def package(folder: Path, **modules: str) -> Path:
+    for name, text in modules.items():
+        path = folder / "dag" / (name.replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    plan._outline.cache_clear()
+    return folder
+
+
+MODULES = {
+    "top": '"""Doc."""\n\nimport numpy\nfrom dag import low\nfrom dag.deep.inner import f\n\n\n'
+           'def g(x):\n    """Doc."""\n    return f(x) + low.h(x)\n',
+    "low": "from dag import bottom\n\n\nclass A:\n    def h(self):\n        return 1\n",
+    "bottom": "VALUE = 1\n",
+    "deep.inner": "import dag.other\n\n\ndef f(x):\n    return x\n",
+    "other": "def late():\n    import dag.lazy\n",
+    "lazy": "X = 1\n",
+    "unused": "Y = 1\n",
+}  # fmt: skip
+
+
+def digest(folder: Path, **changes: str) -> str:
+    return plan.code_digest(package(folder, **MODULES | changes), "dag.top")
+
+
+def test_comments_docstrings_and_layout_do_not_count(tmp_path):
+    base = digest(tmp_path)
+    assert len(base) == 16 and digest(tmp_path) == base
+    assert digest(tmp_path, bottom="# a comment\nVALUE = (\n    1\n)\n\n\n") == base
+    assert digest(tmp_path, bottom='"""A docstring\nof two lines."""\n\nVALUE = 1  # one\n') == base
+    assert digest(tmp_path, top=MODULES["top"].replace("Doc.", "Other words.")) == base
+    assert digest(tmp_path, low=MODULES["low"].replace("class A:\n", 'class A:\n    """New."""\n\n')) == base
+    assert digest(tmp_path, unused="Y = 2\n") == base
+
+
+@pytest.mark.parametrize("name", ["low", "bottom", "deep.inner", "other", "lazy"])
+def test_code_of_every_imported_module_counts(tmp_path, name):
+    base = digest(tmp_path)
+    assert digest(tmp_path, **{name: MODULES[name] + "\nZ = 3\n"}) != base
+    assert digest(tmp_path) == base
+
+
+def test_a_string_that_is_no_docstring_counts(tmp_path):
+    assert digest(tmp_path, bottom="VALUE = 'a'\n") != digest(tmp_path, bottom="VALUE = 'b'\n")
+
+
+def test_an_architecture_outside_the_package_counts(tmp_path):
+    mine = tmp_path / "mine.py"
+    digests = []
+    for text in ("from dag import bottom\nA = 1\n", "from dag import bottom\nA = 2\n"):
+        mine.write_text(text)
+        package(tmp_path, **MODULES)
+        digests.append(plan.code_digest(tmp_path, f"{mine}:make"))
+    package(tmp_path, bottom="VALUE = 2\n")
+    digests.append(plan.code_digest(tmp_path, f"{mine}:make"))
+    assert len(set(digests)) == 3
+    # an installed package is known by its version
+    assert plan.code_digest(tmp_path, "numpy.linalg:norm") == plan.code_digest(tmp_path)
+
+
+def test_the_digest_of_the_project_covers_what_the_jobs_run():
+    """The attack's digest changes with the arithmetic and the stores, and does not know tables or figures."""
+    found, pending = set(), ["dag.attack.perturb"]
+    while pending:
+        path = ROOT / (pending.pop().replace(".", "/") + ".py")
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        pending += plan._outline(path)[1]
+    names = {path.stem for path in found}
+    assert {"perturb", "engine", "targets", "arithmetic", "store", "voc", "interface", "operators"} <= names
+    assert not {"tables", "figures", "score", "training", "mini", "plan"} & names
