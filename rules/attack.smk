@@ -30,7 +30,7 @@ rule perturb:
         image_set=lambda wildcards: image_set(wildcards.image_set),
         settings=lambda wildcards: plan.attack(config, wildcards.source),
         seed=config["seed"],
-        code=code("dag.attack.perturb", "dag.networks.building"),
+        code=code("scripts/attack/perturb.py"),
     script:
         "../scripts/attack/perturb.py"
 
@@ -64,7 +64,7 @@ rule shape:
             if key in ("images", "noise", "shapes", "size", "attack")
         },
         seed=config["seed"],
-        code=code("dag.attack.shapes", "dag.networks.building"),
+        code=code("scripts/attack/shape.py"),
     script:
         "../scripts/attack/shape.py"
 
@@ -80,7 +80,7 @@ rule combine:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.attack.combinations"),
+        code=code("scripts/attack/combine.py"),
     script:
         "../scripts/attack/combine.py"
 
@@ -98,7 +98,7 @@ rule scale:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.attack.combinations"),
+        code=code("scripts/attack/scale.py"),
     script:
         "../scripts/attack/scale.py"
 
@@ -122,6 +122,6 @@ rule control:
         "../environment.yml"
     params:
         seed=config["seed"],
-        code=code("dag.attack.combinations"),
+        code=code("scripts/attack/control.py"),
     script:
         "../scripts/attack/control.py"

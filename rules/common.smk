@@ -13,14 +13,16 @@ shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$
 
 from snakemake.logging import logger
 
+from dag.workflow import configuration
+from dag.workflow import digests
 from dag.report import description
-from dag.workflow import budget, plan
+from dag.workflow import budget, configuration, digests, plan
 from dag.workflow.names import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 
-config = plan.without_nulls(config)
+config = configuration.without_nulls(config)
 try:
-    plan.check(config, HERE / "config/schemas/config.schema.yaml")
-    config = description.with_kind(plan.with_local_voc(config))
+    configuration.check(config, HERE / "config/schemas/config.schema.yaml")
+    config = description.with_kind(configuration.with_local_voc(config))
 except ValueError as error:
     raise WorkflowError(str(error))
 
@@ -66,7 +68,7 @@ wildcard_constraints:
 
 def code(*modules):
     """Digest of the code behind a job, a parameter: Snakemake itself does not look at imported modules."""
-    return plan.code_digest(HERE, *modules)
+    return digests.code_digest(HERE, *modules)
 
 
 def is_extracted(file):

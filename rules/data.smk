@@ -20,7 +20,7 @@ rule make_mini_train:
         "../environment.yml"
     params:
         settings=config["mini"]["train"],
-        code=code("dag.data.mini"),
+        code=code("scripts/data/make_mini.py"),
     script:
         "../scripts/data/make_mini.py"
 
@@ -35,7 +35,7 @@ rule make_mini_test:
         "../environment.yml"
     params:
         settings=config["mini"]["test"],
-        code=code("dag.data.mini"),
+        code=code("scripts/data/make_mini.py"),
     script:
         "../scripts/data/make_mini.py"
 
@@ -50,7 +50,7 @@ rule make_mini_objects:
         "../environment.yml"
     params:
         settings=config["mini"]["objects"],
-        code=code("dag.data.mini"),
+        code=code("scripts/data/make_mini_objects.py"),
     script:
         "../scripts/data/make_mini_objects.py"
 
@@ -203,7 +203,7 @@ rule sample_voc:
     conda:
         "../environment.yml"
     params:
-        code=code("dag.data.voc"),
+        code=code("scripts/data/sample_voc.py"),
     script:
         "../scripts/data/sample_voc.py"
 
@@ -222,7 +222,7 @@ rule list_images_seg11valid:
         "../environment.yml"
     params:
         expected=expected("seg11valid"),
-        code=code("dag.data.voc"),
+        code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
 
@@ -241,7 +241,7 @@ rule list_images_voc11_seg_train:
         "../environment.yml"
     params:
         expected=expected("voc11-seg-train"),
-        code=code("dag.data.voc"),
+        code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
 
@@ -263,7 +263,7 @@ rule list_images_sbd_without_voc12:
         "../environment.yml"
     params:
         expected=expected("sbd-without-voc12"),
-        code=code("dag.data.voc"),
+        code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
 
@@ -283,7 +283,7 @@ rule list_images_table4_687:
         "../environment.yml"
     params:
         expected=expected("table4-687"),
-        code=code("dag.data.voc"),
+        code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
 
@@ -303,6 +303,6 @@ rule list_images_table4_110:
         "../environment.yml"
     params:
         expected=expected("table4-110"),
-        code=code("dag.data.voc"),
+        code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"

@@ -36,7 +36,7 @@ rule predict:
         networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
         image_set=lambda wildcards: image_set(wildcards.image_set),
         pixels=lambda wildcards: pixels(product(wildcards.product)),
-        code=code("dag.evaluate.predict", "dag.networks.building", "dag.data.voc"),
+        code=code("scripts/evaluate/predict.py"),
     script:
         "../scripts/evaluate/predict.py"
 
@@ -60,6 +60,6 @@ rule score:
         image_sets=product_image_sets,
         bootstrap=config["bootstrap"],
         seed=config["seed"],
-        code=code("dag.evaluate.score"),
+        code=code("scripts/evaluate/score.py"),
     script:
         "../scripts/evaluate/score.py"

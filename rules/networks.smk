@@ -20,7 +20,7 @@ rule pretrain:
     params:
         settings=lambda wildcards: config["bodies"][wildcards.body],
         seed=config["seed"],
-        code=code("dag.networks.mini.training", "dag.workflow.seeds"),
+        code=code("scripts/networks/pretrain.py"),
     script:
         "../scripts/networks/pretrain.py"
 
@@ -44,7 +44,7 @@ rule train:
         network=lambda wildcards: network(wildcards.network),
         settings=training,
         seed=config["seed"],
-        code=code("dag.networks.mini.training", "dag.workflow.seeds", "dag.data.voc"),
+        code=code("scripts/networks/train.py"),
     script:
         "../scripts/networks/train.py"
 
@@ -77,6 +77,6 @@ rule train_by_recipe:
         repeated=lambda wildcards: config["image_sets"][training(wildcards)["image_set"]].get("repeated", False),
         recipe=lambda wildcards: config["recipes"][training(wildcards)["recipe"]],
         seed=config["seed"],
-        code=code("dag.networks.caffe.training"),
+        code=code("scripts/networks/train_by_recipe.py"),
     script:
         "../scripts/networks/train_by_recipe.py"

@@ -37,7 +37,7 @@ rule tabulate:
         notes=lambda wildcards: substitutes(product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: pixels(product(wildcards.product)),
-        code=code("dag.report.tables", "dag.report.figures"),
+        code=code("scripts/report/tabulate.py"),
     script:
         "../scripts/report/tabulate.py"
 
@@ -61,7 +61,7 @@ rule tabulate_statuses:
     params:
         networks=networks_by_name(),
         paper=config["paper_iterations"],
-        code=code("dag.report.tables", "dag.report.collect"),
+        code=code("scripts/report/tabulate_statuses.py"),
     script:
         "../scripts/report/tabulate_statuses.py"
 
@@ -86,7 +86,7 @@ rule tabulate_perceptibility:
         tables=transfer_tables(),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.report.tables"),
+        code=code("scripts/report/tabulate_perceptibility.py"),
     script:
         "../scripts/report/tabulate_perceptibility.py"
 
@@ -113,7 +113,7 @@ rule tabulate_claims:
         networks=networks_by_name(),
         families=families(),
         symbols=config["symbols"],
-        code=code("dag.report.claims", "dag.report.tables", "dag.report.collect"),
+        code=code("scripts/report/tabulate_claims.py"),
     script:
         "../scripts/report/tabulate_claims.py"
 
@@ -142,7 +142,7 @@ rule plot_density:
         entry=lambda wildcards: product(wildcards.product),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.report.tables", "dag.report.figures", "dag.report.collect"),
+        code=code("scripts/report/plot_density.py"),
     script:
         "../scripts/report/plot_density.py"
 
@@ -174,7 +174,7 @@ rule plot_transfer:
         networks=networks_by_name(),
         families=families(),
         symbols=config["symbols"],
-        code=code("dag.report.tables", "dag.report.figures", "dag.report.transfer_figures"),
+        code=code("scripts/report/plot_transfer.py"),
     script:
         "../scripts/report/plot_transfer.py"
 
@@ -200,7 +200,7 @@ rule plot_convergence:
         "../environment.yml"
     params:
         networks=networks_by_name(),
-        code=code("dag.report.figures", "dag.report.collect"),
+        code=code("scripts/report/plot_convergence.py"),
     script:
         "../scripts/report/plot_convergence.py"
 
@@ -231,7 +231,7 @@ rule plot_examples:
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.report.figures", "dag.report.collect", "dag.evaluate.score"),
+        code=code("scripts/report/plot_examples.py"),
     script:
         "../scripts/report/plot_examples.py"
 
@@ -261,7 +261,7 @@ rule draw_gallery:
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
         image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
         victims=victims,
-        code=code("dag.report.gallery"),
+        code=code("scripts/report/draw_gallery.py"),
     script:
         "../scripts/report/draw_gallery.py"
 
@@ -291,7 +291,7 @@ rule write_gallery:
         victims=victims,
         networks=networks_by_name(),
         symbols=config["symbols"],
-        code=code("dag.report.gallery", "dag.report.tables"),
+        code=code("scripts/report/write_gallery.py"),
     script:
         "../scripts/report/write_gallery.py"
 
@@ -319,7 +319,7 @@ rule plot_shapes:
         entry=lambda wildcards: product(wildcards.product),
         images=lambda wildcards: image_set(product(wildcards.product)["image_set"])["size"],
         label=lambda wildcards: printed(product(wildcards.product)["network"]),
-        code=code("dag.report.figures", "dag.report.collect"),
+        code=code("scripts/report/plot_shapes.py"),
     script:
         "../scripts/report/plot_shapes.py"
 
@@ -344,7 +344,7 @@ rule write_index:
         products={name: product(name) for name in config["targets"]},
         files={name: files_of(name) for name in config["targets"]},
         captions={name: caption(name) for name in config["targets"]},
-        code=code("dag.report.page"),
+        code=code("scripts/report/write_index.py"),
     script:
         "../scripts/report/write_index.py"
 
@@ -363,8 +363,8 @@ rule write_provenance:
     params:
         products=made_products(),
         configuration=config,
-        package=plan.package_digest(HERE),
-        code=code("dag.report.provenance"),
+        package=digests.package_digest(HERE),
+        code=code("scripts/report/write_provenance.py"),
     script:
         "../scripts/report/write_provenance.py"
 

@@ -1,4 +1,4 @@
-"""Read a PASCAL VOC tree: lists of ids, images, label maps, objects.
+"""Read a PASCAL VOC tree: images, label maps, objects.
 
 `root` is always the folder of one year, e.g. `VOCdevkit/VOC2007`: the one that contains
 `JPEGImages`, `Annotations`, `SegmentationClass` and `ImageSets`.
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from dag.data.image_sets import read_ids
 
 CLASSES = (
     "background",
@@ -74,188 +75,6 @@ def colour_map() -> np.ndarray:
             if 3 * place + channel < 8:
                 colours[:, channel] |= ((labels >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
     return colours
-
-
-def read_ids(path: str | Path) -> list[str]:
-    """Image ids of a list of `ImageSets`, in its order: the first column of every line.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing or lists nothing.
-    """
-    path = Path(path)
-    try:
-        ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"{path}: no such image list; check the image set or unpack the data again") from error
-    if not ids:
-        raise ValueError(f"{path}: the image list is empty; write one image id per line")
-    return ids
-
-
-def read_image_set(
-    parts: Iterable[dict], size: int, sha256: str | None = None, *, name: str = "", repeated: bool = False
-) -> list[tuple[Path, str]]:
-    """Images of an image set, as (root, id) in the order of its lists.
-
-    Parameters
-    ----------
-    parts : iterable of dict
-        {"root": folder of one year, "list": file that lists ids of images in it}.
-    size : int
-        Number of images that the set must have.
-    sha256 : str, optional
-        `digest` that its ids must have.
-    name : str
-        Name of the set, for messages.
-    repeated : bool
-        Whether an id may appear once in every part: a training set can hold an image with the
-        annotations of VOC and again with those of SBD.
-
-    Raises
-    ------
-    ValueError
-        If the size or the digest differs, or an id appears twice.
-    """
-    images, lists = [], []
-    for part in parts:
-        lists.append(str(part["list"]))
-        images += [(Path(part["root"]), image_id) for image_id in read_ids(lists[-1])]
-    listed = images if repeated else [image_id for _, image_id in images]
-    where = " + ".join(lists)
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"{_set(name)}: an image id appears twice in {where}; list every image once")
-    check_ids([image_id for _, image_id in images], size, sha256, name=name, where=where)
-    return images
-
-
-def check_ids(ids: list[str], size: int, sha256: str | None = None, *, name: str = "", where: str = "its list") -> None:
-    """Refuse ids that are not those of an image set.
-
-    Raises
-    ------
-    ValueError
-        If their number is not `size` or their `digest` not `sha256`; the sentence says which set
-        (`name`) and from which files (`where`).
-    """
-    cure = "unpack the data again and delete derived lists, or correct image_sets"
-    if len(ids) != size:
-        raise ValueError(f"{_set(name)}: {len(ids)} images in {where}, expected {size}; {cure}")
-    if sha256 is not None and digest(ids) != sha256:
-        raise ValueError(f"{_set(name)}: the ids in {where} have SHA-256 {digest(ids)}, expected {sha256}; {cure}")
-
-
-def _set(name: str) -> str:
-    return f"image set {name}" if name else "image set"
-
-
-def shard_of(images: list[tuple[Path, str]], shard: str, shard_size: int) -> list[tuple[Path, str]]:
-    """The consecutive slice of an image set that a shard, named by its number, covers."""
-    return images[int(shard) * shard_size :][:shard_size]
-
-
-def without_shards(images: list[tuple[Path, str]], shards: Iterable[str], shard_size: int) -> list[tuple[Path, str]]:
-    """The images of an image set that are in none of these shards."""
-    out = {image for shard in shards for image in shard_of(images, shard, shard_size)}
-    return [image for image in images if image not in out]
-
-
-def select(
-    ids: Iterable[str],
-    *,
-    within: Iterable[str] | None = None,
-    without: Iterable[str] = (),
-    without_2007: Iterable[str] = (),
-    name: str = "",
-) -> list[str]:
-    """The ids that are left of a list, in its order, each once.
-
-    Parameters
-    ----------
-    ids : iterable of str
-        Where to begin.
-    within : iterable of str, optional
-        Ids among which all that are left must be.
-    without : iterable of str
-        Ids to leave out.
-    without_2007 : iterable of str
-        Ids of VOC2007, xxxxxx, to leave out under the name that later years gave them, 2007_xxxxxx.
-    name : str
-        Name of the image set, for messages.
-
-    Raises
-    ------
-    ValueError
-        If an id is not in `within`, or none is left.
-    """
-    out = {*without, *(f"2007_{image_id}" for image_id in without_2007)}
-    left = [image_id for image_id in dict.fromkeys(ids) if image_id not in out]
-    strange = sorted(set(left) - set(left if within is None else within))
-    if strange:
-        raise ValueError(
-            f"{_set(name)}: {len(strange)} of its ids, the first is {strange[0]}, are not in the list that must "
-            "hold them all; unpack the data again"
-        )
-    if not left:
-        raise ValueError(f"{_set(name)}: no image is left; unpack the data again")
-    return left
-
-
-def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[list[str], list[str]]:
-    """Images that detectors trained on 07+12 trainval have not seen: some with all kinds of truth, some with boxes.
-
-    VOC2012 shows images of VOC2007 again, xxxxxx under the id 2007_xxxxxx.  Those of its segmentation
-    validation list that were test images in 2007 are in `Main/trainval` of neither year and not in
-    `Segmentation/train`, and have label maps and boxes.
-
-    Parameters
-    ----------
-    val : iterable of str
-        Ids of VOC2012 `Segmentation/val`.
-    test : iterable of str
-        Ids of VOC2007 `Main/test`.
-    every : int
-        Step through the test images that are left.
-
-    Returns
-    -------
-    both, only_2007 : list of str
-        Ids of VOC2012 (104 of the real lists), and ids of VOC2007 of other images (48).
-
-    Raises
-    ------
-    ValueError
-        If no image is in both lists.
-    """
-    again = {f"2007_{image_id}": image_id for image_id in test}
-    both = [image_id for image_id in val if image_id in again]
-    if not both:
-        raise ValueError("no image is in VOC2012 Segmentation/val and VOC2007 Main/test; unpack VOC again")
-    shown = {again[image_id] for image_id in both}
-    return both, [image_id for image_id in again.values() if image_id not in shown][::every]
-
-
-def chosen(images: list[tuple[Path, str]], which: int | list[str]) -> list[tuple[Path, str]]:
-    """Some images of an image set: that many, evenly spaced, or those with the given ids.
-
-    Raises
-    ------
-    ValueError
-        If an id is not in the image set.
-    """
-    if isinstance(which, int):
-        return [images[number * len(images) // which] for number in range(min(which, len(images)))]
-    by_id = {image_id: (root, image_id) for root, image_id in images}
-    missing = [image_id for image_id in which if image_id not in by_id]
-    if missing:
-        raise ValueError(f"image {missing[0]} is not in the image set; choose others or give a number of images")
-    return [by_id[image_id] for image_id in which]
-
-
-def digest(ids: Iterable[str]) -> str:
-    """SHA-256, in hex, of the sorted unique ids, one per line, each ended by a line feed."""
-    return hashlib.sha256("".join(f"{image_id}\n" for image_id in sorted(set(ids))).encode()).hexdigest()
 
 
 def read_image(root: str | Path, image_id: str) -> np.ndarray:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dag.report.tables import RESOLVED, listed
+from dag.report.frames import RESOLVED
+from dag.report.wording import listed
 from dag.workflow.names import parse
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not resolved", "cannot be asked here"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.data import voc
+from dag.data import image_sets, voc
 from dag.evaluate.cells import detections_of, read_manifest
-from dag.report.tables import row_label
+from dag.report.wording import row_label
 from dag.workflow import plan, store
 from dag.workflow.names import parse
 
@@ -61,7 +61,9 @@ def _missing(image_set: Mapping, found: set[str]) -> list[str]:
     """Ids of an image set that were not found; its list is read if there are any."""
     if len(found) == image_set["size"]:
         return []
-    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"])
+    images = image_sets.read_image_set(
+        image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"]
+    )
     return [image_id for _, image_id in images if image_id not in found]
 
 

@@ -17,9 +17,10 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from dag.attack.rules import STATUSES
 from dag.report import claims
-from dag.report.figures import DROP
-from dag.report.tables import STATUSES, images_of, listed, pixel_words
+from dag.report.figures.style import DROP
+from dag.report.wording import images_of, listed, pixel_words
 
 # A name in the configuration says whether a table or figure is one of the paper's.
 _OF_THE_PAPER = re.compile(r"(table[1-4]|figure[1-6])(_|$)")

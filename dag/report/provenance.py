@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import dag
-from dag.data import voc
+from dag.data import image_sets
 from dag.evaluate.cells import read_manifest
 from dag.workflow import store
 
@@ -56,7 +56,7 @@ def provenance(
         If a shard cannot be read, or two shards are of different networks of one name.
     """
     networks: dict[str, dict] = {}
-    image_sets: dict[str, set] = {}
+    listed: dict[str, set] = {}
     groups: dict[tuple, list[dict]] = {}
 
     def note(path: Path, kind: str) -> str:
@@ -68,7 +68,7 @@ def provenance(
                 f"{path}: made by another network {network}, or with other weights, than the shards before it; "
                 "run the workflow again to bring all up to date"
             )
-        image_sets.setdefault(images, set()).update(header.get("images", header["ids"]))
+        listed.setdefault(images, set()).update(header.get("images", header["ids"]))
         groups.setdefault((kind, header.get("source", network), images), []).append(header)
         return header["key"]
 
@@ -99,7 +99,7 @@ def provenance(
         "experiment": configuration["experiment"],
         "project": {"version": dag.__version__, "code": code} | checkout(Path(__file__).parents[2]),
         "networks": networks,
-        "image_sets": {name: {"images": len(ids), "sha256": voc.digest(ids)} for name, ids in image_sets.items()},
+        "image_sets": {name: {"images": len(ids), "sha256": image_sets.digest(ids)} for name, ids in listed.items()},
         "shards": shards,
         "products": made,
         "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from dag.data import voc
+from dag.data import image_sets
 from dag.workflow.store import file_digest
 
 _held: list[IO] = []  # locks of the devices of this process, held until it ends
@@ -90,13 +90,15 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
     image_set : dict
         name, parts, size, sha256, shard_size.
     """
-    images = voc.read_image_set(image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"])
-    images = voc.shard_of(images, shard, image_set["shard_size"])
+    images = image_sets.read_image_set(
+        image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"]
+    )
+    images = image_sets.shard_of(images, shard, image_set["shard_size"])
     header = {
         "network": {name: value for name, value in network.items() if name != "files"},
         "weights": {role: file_digest(path) for role, path in network["files"].items()},
         "image_set": image_set,
-        "ids": voc.digest(image_id for _, image_id in images),
+        "ids": image_sets.digest(image_id for _, image_id in images),
         "shard": shard,
         "code": code,
     }

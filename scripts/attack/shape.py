@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dag.data import image_sets
 from dag.workflow.startup import device, progress, start
 
 start(snakemake.log[0], snakemake.threads)
@@ -13,8 +14,8 @@ from dag.workflow import store
 
 params = snakemake.params
 network, settings, entry = params.network, params.image_set, params.entry
-images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
-images = voc.chosen(voc.without_shards(images, params.given_up, settings["shard_size"]), entry["images"])
+images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = image_sets.chosen(image_sets.without_shards(images, params.given_up, settings["shard_size"]), entry["images"])
 starts = {image_id: voc.read_image(root, image_id) for root, image_id in images}
 if "noise" in entry:
     starts["noise"] = shapes.noise(*entry["noise"], params.seed)

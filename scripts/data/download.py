@@ -6,7 +6,8 @@ start(snakemake.log[0])
 
 import os
 
-from dag.data.download import CHECKSUMS, fetch, pin, pinned
+from dag.data.checksums import CHECKSUMS, pin, pinned
+from dag.data.download import fetch
 
 params, file = snakemake.params, snakemake.wildcards.file
 published = any(params.checks.get(kind) for kind in CHECKSUMS)

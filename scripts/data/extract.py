@@ -4,7 +4,8 @@ from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.data.download import CHECKSUMS, extract, pin
+from dag.data.archives import extract
+from dag.data.checksums import CHECKSUMS, pin
 
 params = snakemake.params
 sha256 = extract(snakemake.input.archive, params.member, snakemake.output[0], **params.checks)

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from dag.data.download import unpack
+from dag.data.archives import unpack
 from dag.data.voc import arrange_sbd
 
 root = Path(snakemake.output[0]).parents[2]

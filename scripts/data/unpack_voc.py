@@ -7,7 +7,7 @@ start(snakemake.log[0])
 import shutil
 from pathlib import Path
 
-from dag.data.download import unpack
+from dag.data.archives import unpack
 
 root = Path(snakemake.output[0]).parents[2]
 shutil.rmtree(root, ignore_errors=True)  # the folders that Snakemake made, or an older attempt

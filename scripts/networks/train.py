@@ -1,5 +1,6 @@
 """Train a network from its pretrained body; see rule train."""
 
+from dag.data import image_sets
 from dag.workflow.startup import start
 
 start(snakemake.log[0], snakemake.threads)
@@ -19,7 +20,7 @@ seed = int(generator("train", snakemake.params.seed, network["name"]).integers(2
 body = torch.load(snakemake.input.body, weights_only=True)
 trained = training.initial(network["architecture"], network["arguments"], seed=seed, pretrained=body)
 
-ids = voc.read_ids(snakemake.input.images)
+ids = image_sets.read_ids(snakemake.input.images)
 images = [voc.read_image(root, image_id) for image_id in ids]
 if network["task"] == "segmentation":
     fit, truth = training.train_segmentation, [voc.read_label_map(root, image_id) for image_id in ids]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from dag.data import image_sets
 from dag.workflow.startup import device, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from dag.data import voc
 from dag.networks.caffe import training
 from dag.networks.training_common import save
 from dag.workflow.seeds import generator
@@ -17,7 +17,7 @@ checkpoint = output.with_suffix(".checkpoint")
 trained = training.fit(
     network,
     params.recipe,
-    voc.read_image_set(
+    image_sets.read_image_set(
         image_set["parts"],
         image_set["size"],
         image_set["sha256"],

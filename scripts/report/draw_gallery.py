@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
+from dag.data import image_sets
 from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
 
-from dag.data import voc
 from dag.report import gallery
 from dag.workflow.store import write_json, write_text
 
 params, shard, settings = snakemake.params, snakemake.wildcards.shard, snakemake.params.image_set
-images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
 records, details = gallery.draw_shard(
     Path(snakemake.output.pictures),
-    voc.shard_of(images, shard, settings["shard_size"]),
+    image_sets.shard_of(images, shard, settings["shard_size"]),
     params.shown,
     dict(zip(params.shown, map(Path, snakemake.input.perturbations), strict=True)),
     Path(snakemake.input.manifest),

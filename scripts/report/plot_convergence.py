@@ -1,12 +1,12 @@
 """Figure 4; see rule plot_convergence."""
 
+from dag.report.figures import convergence, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.report import figures
 from dag.report.collect import records
 from dag.workflow.store import write_text
 
@@ -19,6 +19,6 @@ points = pd.DataFrame(
     for iteration, active in enumerate(record["active"])
 )
 write_text(snakemake.output.csv, points.to_csv(index=False))
-figure = figures.convergence(curves, {source["label"]: source["task"] for source in sources})
-figures.save(figure, snakemake.output.svg)
-figures.save(figure, snakemake.output.png)
+figure = convergence.convergence(curves, {source["label"]: source["task"] for source in sources})
+style.save(figure, snakemake.output.svg)
+style.save(figure, snakemake.output.png)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from dag.report import frames
+from dag.report.figures import density, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
@@ -10,15 +12,14 @@ start(snakemake.log[0])
 import numpy as np
 import pandas as pd
 
-from dag.report import figures, tables
 from dag.report.collect import records
 from dag.workflow.store import write_text
 
 params, output = snakemake.params, snakemake.output
 scores = json.loads(Path(snakemake.input.scores).read_text())
 labels = {name: entry["label"] for name, entry in params.networks.items()}
-frame = tables.transfer(scores, params.entry["perturbations"], labels, params.symbols, "float")
-density = pd.DataFrame(
+frame = frames.transfer(scores, params.entry["perturbations"], labels, params.symbols, "float")
+attacked = pd.DataFrame(
     {
         "perturbation": source["source"],
         "nms": source["settings"]["nms"],
@@ -27,8 +28,8 @@ density = pd.DataFrame(
     }
     for source in records(snakemake.input.shards, params.networks)
 )
-points = frame.merge(density, on="perturbation", validate="many_to_one").sort_values(["victim", "nms"])
+points = frame.merge(attacked, on="perturbation", validate="many_to_one").sort_values(["victim", "nms"])
 write_text(output.csv, points.to_csv(index=False))
-figure = figures.density(points, frame.metric.iloc[0])
-figures.save(figure, output.svg)
-figures.save(figure, output.png)
+figure = density.density(points, frame.metric.iloc[0])
+style.save(figure, output.svg)
+style.save(figure, output.png)

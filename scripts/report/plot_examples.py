@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from dag.data import image_sets
+from dag.report.figures import examples, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.data import voc
 from dag.evaluate.score import clean_scores
-from dag.report import figures
 from dag.report.collect import best, choice, example_blocks
 from dag.workflow import plan
 
@@ -18,14 +18,14 @@ def paths(files, part):
 
 
 params, settings = snakemake.params, snakemake.params.image_set
-images = voc.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
-images = voc.without_shards(images, params.given_up, settings["shard_size"])
+images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+images = image_sets.without_shards(images, params.given_up, settings["shard_size"])
 manifests = [Path(path) for path in snakemake.input.manifests]
 if params.entry.get("choose") == "clean":
     victims = {victim: params.networks[victim] for victim in plan.victims(params.entry)}
     chosen = best(images, clean_scores(manifests, images, victims), params.entry["images"])
 else:
-    chosen = voc.chosen(images, params.entry["images"])
+    chosen = image_sets.chosen(images, params.entry["images"])
 blocks = example_blocks(
     chosen,
     params.entry["panels"],
@@ -36,10 +36,10 @@ blocks = example_blocks(
 )
 note = choice(params.entry, len(images))
 if params.entry["arrangement"] == "rows":
-    figure = figures.examples([block["victims"][0] | block for block in blocks], note=note)
+    figure = examples.examples([block["victims"][0] | block for block in blocks], note=note)
 elif params.entry["arrangement"] == "columns":
-    figure = figures.transfer_examples(blocks, note=note)
+    figure = examples.transfer_examples(blocks, note=note)
 else:
-    figure = figures.paired_examples(blocks, note=note)
-figures.save(figure, snakemake.output.svg)
-figures.save(figure, snakemake.output.png)
+    figure = examples.paired_examples(blocks, note=note)
+style.save(figure, snakemake.output.svg)
+style.save(figure, snakemake.output.png)

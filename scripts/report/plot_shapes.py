@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from dag.report.figures import examples, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.report import figures
 from dag.report.collect import choice, shaped_examples
 from dag.workflow.store import write_text
 
@@ -17,6 +17,6 @@ rows = shaped_examples(Path(snakemake.input[0]))
 numbers = ["start", "shape", "class", "status", "iterations", "reached_before", "reached", "largest", "perceptibility"]
 write_text(output.csv, pd.DataFrame(rows)[numbers].to_csv(index=False))
 note = f"Network: {params.label}. {choice(params.entry, params.images)}"
-figure = figures.examples(rows, truth_title="wanted", note=note)
-figures.save(figure, output.svg)
-figures.save(figure, output.png)
+figure = examples.examples(rows, truth_title="wanted", note=note)
+style.save(figure, output.svg)
+style.save(figure, output.png)

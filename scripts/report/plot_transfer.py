@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+from dag.report import frames, wording
+from dag.report.figures import classes, files, intervals, matrix, strength, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.report import figures, tables, transfer_figures
 from dag.workflow.store import write_text
 
 params, output = snakemake.params, snakemake.output
@@ -23,23 +24,23 @@ def cells(read, pixels="float"):
 
 
 if kind == "matrix":
-    frame = cells(tables.pairs)
-    figure = transfer_figures.transfer_matrix(frame, params.families)
+    frame = cells(frames.pairs)
+    figure = matrix.transfer_matrix(frame, params.families)
 elif kind == "strength":
-    frame = cells(tables.pairs)
+    frame = cells(frames.pairs)
     base = frame.perturbation.map(params.bases)
-    base_label = base.map(lambda name: tables.row_label(name, labels, params.symbols))
+    base_label = base.map(lambda name: wording.row_label(name, labels, params.symbols))
     frame = frame.assign(base=base, base_label=base_label, scaled=frame.perturbation != base)
-    figure = transfer_figures.strength(frame)
+    figure = strength.strength(frame)
 elif kind == "files":
-    frame = pd.concat([cells(tables.pairs, pixels) for pixels in params.pixels], ignore_index=True)
-    figure = transfer_figures.files(frame)
+    frame = pd.concat([cells(frames.pairs, pixels) for pixels in params.pixels], ignore_index=True)
+    figure = files.files(frame)
 elif kind == "classes":
-    frame = cells(tables.per_class)
-    figure = transfer_figures.classes(frame)
+    frame = cells(frames.per_class)
+    figure = classes.classes(frame)
 else:
-    frame = cells(tables.differences)
-    figure = transfer_figures.intervals(frame)
+    frame = cells(frames.differences)
+    figure = intervals.intervals(frame)
 write_text(output.csv, frame.to_csv(index=False))
-figures.save(figure, output.svg)
-figures.save(figure, output.png)
+style.save(figure, output.svg)
+style.save(figure, output.png)

@@ -3,24 +3,25 @@
 import json
 from pathlib import Path
 
+from dag.report import frames
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.report import claims, tables
+from dag.report import claims
 from dag.report.collect import records
 from dag.workflow.store import write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 cells = [
-    tables.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, pixels)
+    frames.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, pixels)
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
     for pixels in entry["pixels"]
 ]
-statuses = tables.statuses(records(snakemake.input.shards, params.networks))
+statuses = frames.statuses(records(snakemake.input.shards, params.networks))
 frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, claims.to_markdown(frame))

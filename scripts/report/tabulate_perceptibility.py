@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
+from dag.report import frames, printing
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.report import tables
 from dag.workflow.store import write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 frames = [
-    tables.transfer(
+    frames.transfer(
         json.loads(Path(path).read_text()),
         entry["perturbations"],
         labels,
@@ -25,8 +25,8 @@ frames = [
     )
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
 ]
-frame = tables.perceptibility(pd.concat(frames))
+frame = frames.perceptibility(pd.concat(frames))
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(
-    snakemake.output.markdown, tables.document("Perceptibility of the perturbations", {"All perturbations": frame})
+    snakemake.output.markdown, printing.document("Perceptibility of the perturbations", {"All perturbations": frame})
 )

@@ -1,13 +1,13 @@
 """How the attack ended, per source; see rule tabulate_statuses."""
 
+from dag.report import frames, printing
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.report import tables
 from dag.report.collect import records
 from dag.workflow.store import write_text
 
-frame = tables.statuses(records(snakemake.input.shards, snakemake.params.networks), snakemake.params.paper)
+frame = frames.statuses(records(snakemake.input.shards, snakemake.params.networks), snakemake.params.paper)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
-write_text(snakemake.output.markdown, tables.document("How the attacks ended", {"All sources": frame}))
+write_text(snakemake.output.markdown, printing.document("How the attacks ended", {"All sources": frame}))

@@ -8,7 +8,7 @@ from dag.workflow.startup import start
 start(snakemake.log[0])
 
 from dag.report import gallery
-from dag.report.tables import row_label
+from dag.report.wording import row_label
 from dag.workflow.store import write_text
 
 params, output = snakemake.params, snakemake.output

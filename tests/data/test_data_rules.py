@@ -18,8 +18,8 @@ import yaml
 from fake_archives import MEMBERS, sbd_archive, scene, voc_archive, weights_archive
 from overlays import merge
 
-from dag.data import voc
-from dag.workflow import plan
+from dag.data import image_sets, voc
+from dag.workflow import configuration
 
 ROOT = Path(__file__).parents[2]
 TRAINVAL_2007, TEST_2007, TRAINVAL_2011, TRAINVAL_2012, SBD = (
@@ -43,7 +43,7 @@ SAMPLES = [
 def test_sample_of_lists_by_hand():
     val = ["2007_000001", "2007_000002", "2007_000006", "2008_000003"]
     test = ["000001", "000003", "000004", "000005", "000006", "000008", "000010"]
-    assert voc.sample(val, test, every=2) == (["2007_000001", "2007_000006"], ["000003", "000005", "000010"])
+    assert image_sets.sample(val, test, every=2) == (["2007_000001", "2007_000006"], ["000003", "000005", "000010"])
 
 
 def test_sample_of_lists_as_long_as_the_real_ones():
@@ -52,7 +52,7 @@ def test_sample_of_lists_as_long_as_the_real_ones():
     val += [f"2007_{number:06d}" for number in range(2, 436, 2)]  # 217 others
     val += [f"2009_{number:06d}" for number in range(1, 1129)]  # 1128 that have the numbers of test images
     assert (len(test), len(val)) == (4952, 1449)
-    both, only_2007 = voc.sample(iter(val), iter(test))
+    both, only_2007 = image_sets.sample(iter(val), iter(test))
     assert both == val[:104]
     assert len(only_2007) == 48  # 4848 = 48 * 101
     assert not {f"2007_{image_id}" for image_id in only_2007} & set(both)
@@ -61,19 +61,19 @@ def test_sample_of_lists_as_long_as_the_real_ones():
 
 def test_lists_without_a_common_image():
     with pytest.raises(ValueError, match="no image is in VOC2012 Segmentation/val and VOC2007 Main/test"):
-        voc.sample(["2008_000001"], ["000001"])
+        image_sets.sample(["2008_000001"], ["000001"])
 
 
 # The configuration
 
 
-def configuration(*overlays: dict) -> dict:
+def configured(*overlays: dict) -> dict:
     merged: dict = {}
     for file in [*re.findall(r"config/\w+\.yaml", (ROOT / "Snakefile").read_text()), "config/pocket.yaml"]:
         merged = merge(merged, yaml.safe_load((ROOT / file).read_text()))
     for overlay in overlays:
         merged = merge(merged, overlay)
-    plan.check(merged, ROOT / "config/schemas/config.schema.yaml")
+    configuration.check(merged, ROOT / "config/schemas/config.schema.yaml")
     return merged
 
 
@@ -81,18 +81,18 @@ def images_of(sets: dict, name: str, kit: Path, work: Path = ROOT) -> list[tuple
     """Images of an image set, with its size and digest checked."""
     parts = [{key: str(work / path.format(voc=kit)) for key, path in part.items()} for part in sets[name]["parts"]]
     entry = sets[name]
-    return voc.read_image_set(
+    return image_sets.read_image_set(
         parts, entry["size"], entry.get("sha256"), name=name, repeated=entry.get("repeated", False)
     )
 
 
 def test_every_weight_file_is_in_downloads():
     """`check` refuses others; here is the proof that it has something to look at."""
-    config = configuration()
+    config = configured()
     files = {file for network in config["networks"].values() for file in network.get("files", {}).values()}
     assert {"fcn8s-heavy-pascal.caffemodel", "MobileNetV2-YOLOv3-Nano-voc.cfg"} <= files <= set(config["downloads"])
     with pytest.raises(ValueError, match="file 'fcn8s-heavy-pascal.caffemodel' is not in downloads"):
-        plan.check(
+        configuration.check(
             config | {"downloads": {k: v for k, v in config["downloads"].items() if k[:4] != "fcn8"}},
             ROOT / "config/schemas/config.schema.yaml",
         )
@@ -100,14 +100,14 @@ def test_every_weight_file_is_in_downloads():
 
 def test_every_member_is_in_the_published_archive():
     """The layouts that other programs use: OpenCV's tests, the authors' scripts."""
-    for file, entry in configuration()["downloads"].items():
+    for file, entry in configured()["downloads"].items():
         if "archive" in entry:
             found = [path for path in MEMBERS[entry["archive"]] if Path(path).match(entry["member"])]
             assert len(found) == 1, f"{file}: {found}"
 
 
 def test_sizes_of_derived_sets_add_up():
-    size = {name: entry["size"] for name, entry in configuration()["image_sets"].items()}
+    size = {name: entry["size"] for name, entry in configured()["image_sets"].items()}
     assert size["trainaug"] == 1464 + size["sbd-without-voc12"]
     assert size["fcn-9610"] == size["voc11-seg-train"] + size["sbd-train"]
     assert size["voc0712-trainval"] == size["voc07-trainval"] + 11540
@@ -115,7 +115,7 @@ def test_sizes_of_derived_sets_add_up():
 
 def test_every_derived_list_has_its_image_set():
     """Its size and digest are checked when it is made, under its own name."""
-    sets = configuration()["image_sets"]
+    sets = configured()["image_sets"]
     derived = re.findall(r'^rule (list_images_\w+):.*?"resources/image_sets/([\w-]+).txt"', RULES, re.M | re.S)
     assert len(derived) == 5
     for rule, name in derived:
@@ -129,7 +129,7 @@ def test_every_derived_list_has_its_image_set():
 
 @pytest.mark.shared
 def test_checksums_are_those_of_the_files_the_code_is_checked_with(shared):
-    downloads = configuration()["downloads"]
+    downloads = configured()["downloads"]
     files = sorted((shared / "weights").iterdir())
     assert {file.name for file in files} & set(downloads)
     for file in files:
@@ -141,7 +141,7 @@ def test_checksums_are_those_of_the_files_the_code_is_checked_with(shared):
 @pytest.mark.shared
 def test_image_sets_of_a_local_voc_folder(shared):
     folder = str(shared / "voc")
-    sets = plan.with_local_voc(configuration({"voc": folder}))["image_sets"]
+    sets = configuration.with_local_voc(configured({"voc": folder}))["image_sets"]
     for name, size in [("pocket-segmentation", 72), ("pocket-detection", 59)]:
         assert len(images_of(sets, name, Path(folder))) == size
     assert (sets["voc07-test"]["size"], sets["seg11valid"]["size"]) == (4952, 736)
@@ -277,7 +277,7 @@ def overlay(server, archives: dict[str, bytes], folders: dict[str, list[str]], *
     for name, content in more.items():
         server.files[f"/good/{name}"] = content
         downloads[name] = {"urls": [f"{server.address}/good/{name}"]}
-    sets = {name: {"size": len(ids), "sha256": voc.digest(ids)} for name, ids in SETS.items()}
+    sets = {name: {"size": len(ids), "sha256": image_sets.digest(ids)} for name, ids in SETS.items()}
     return {"downloads": downloads, "image_sets": sets}
 
 
@@ -336,7 +336,7 @@ def test_from_archives_to_image_sets(server, archives, tmp_path):
         for year in ("VOC2007", "VOC2012")
         for part in ("Annotations", "ImageSets", "JPEGImages", "SegmentationClass")
     ]
-    sets = configuration(config)["image_sets"]
+    sets = configured(config)["image_sets"]
     images = {name: images_of(sets, name, kit) for name in ("pocket-segmentation", "pocket-detection")}
     both = [(kit / "VOC2012", "2007_000001"), (kit / "VOC2012", "2007_000005")]
     assert images == {"pocket-segmentation": both, "pocket-detection": [*both, (kit / "VOC2007", "000003")]}
@@ -374,7 +374,7 @@ def test_the_image_sets_of_the_paper(server, archives, tmp_path):
     start = "Error: image set table4-{}: {} in what follows from resources/VOCdevkit/VOC2012/ImageSets/Segmentation/val"
     assert start.format(687, "4 images") in said and "expected 687; unpack the data again" in said
     assert start.format(110, "the ids") in said
-    assert f"have SHA-256 {voc.digest(SETS['table4-110'])}, expected {'0' * 64}; unpack" in said
+    assert f"have SHA-256 {image_sets.digest(SETS['table4-110'])}, expected {'0' * 64}; unpack" in said
     assert sorted(path.stem for path in made.iterdir()) == ["sbd-without-voc12", "seg11valid", "voc11-seg-train"]
 
     # Nothing but these two is made again; and every set is what was worked out by hand.
@@ -384,7 +384,7 @@ def test_the_image_sets_of_the_paper(server, archives, tmp_path):
     assert not server.requests and "unpack" not in result.stdout, result.stdout
     assert {path.stem: path.read_text().split() for path in made.iterdir()} == DERIVED
     kit = folder / "resources/VOCdevkit"
-    sets = configuration(config)["image_sets"]
+    sets = configured(config)["image_sets"]
     for name in set(SETS) - {"pocket-segmentation", "pocket-detection"}:
         found = images_of(sets, name, kit, folder)
         assert [image_id for _, image_id in found] == SETS[name]
@@ -420,7 +420,9 @@ def test_the_image_sets_of_the_paper(server, archives, tmp_path):
             year.chmod(0o755)
     assert result.returncode == 0, result.stdout
     assert [path.name for path in (other / "resources/VOCdevkit").iterdir()] == ["SBD"]
-    local = plan.with_local_voc(configuration(config | {"voc": str(own), "targets": ["table_rules"]}))["image_sets"]
+    local = configuration.with_local_voc(configured(config | {"voc": str(own), "targets": ["table_rules"]}))[
+        "image_sets"
+    ]
     for name in ("voc07-test", "voc0712-trainval", "seg11valid", "trainaug", "table4-110"):
         assert [image_id for _, image_id in images_of(local, name, own, other)] == SETS[name]
 

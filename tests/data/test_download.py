@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 
 from dag.data import download
-from dag.data.download import extract, fetch, pin, pinned, unpack
+from dag.data.archives import extract, unpack
+from dag.data.checksums import pin, pinned
+from dag.data.download import fetch
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 OTHER = bytes(reversed(BODY))

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dag.data import mini, voc
+from dag.data import image_sets, mini, voc
 
 AEROPLANE, BICYCLE, BIRD, BOTTLE, BUS, CAT = mini.LABELS
 
@@ -39,8 +39,8 @@ def test_classes_keep_their_voc_ids():
 
 
 def test_lists_name_the_images_of_the_tree(tree):
-    lists = {name: voc.read_ids(tree / f"ImageSets/{name}.txt") for name in ("Main/07", "Main/0712")}
-    original = voc.read_ids(tree / "ImageSets/Segmentation/original.txt")
+    lists = {name: image_sets.read_ids(tree / f"ImageSets/{name}.txt") for name in ("Main/07", "Main/0712")}
+    original = image_sets.read_ids(tree / "ImageSets/Segmentation/original.txt")
     assert lists["Main/07"] == [f"{number:06d}" for number in range(1, 7)]
     assert set(lists["Main/07"]) < set(lists["Main/0712"])
     assert original == [f"{number:06d}" for number in range(8, 16)]

@@ -9,8 +9,8 @@ from fake_archives import sbd_archive, sbd_mat, scene
 from PIL import Image
 from scipy.io import savemat
 
-from dag.data import voc
-from dag.data.download import unpack
+from dag.data import image_sets, voc
+from dag.data.archives import unpack
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "voc"
 
@@ -58,38 +58,42 @@ def test_colour_map_holds_the_published_colours():
 
 def test_ids_are_the_first_column(tmp_path):
     (tmp_path / "list.txt").write_text("000002  1\n000001 -1\n\n")
-    assert voc.read_ids(tmp_path / "list.txt") == ["000002", "000001"]
+    assert image_sets.read_ids(tmp_path / "list.txt") == ["000002", "000001"]
 
 
 def test_lists_without_ids_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="empty.txt: the image list is empty"):
-        voc.read_ids(tmp_path / "empty.txt")
+        image_sets.read_ids(tmp_path / "empty.txt")
     with pytest.raises(ValueError, match="absent.txt: no such image list"):
-        voc.read_ids(tmp_path / "absent.txt")
+        image_sets.read_ids(tmp_path / "absent.txt")
 
 
 def test_digest_is_that_of_sort_and_sha256sum():
     # printf 'a\nb\n' | sha256sum
     expected = "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2"
-    assert voc.digest(["b", "a", "b"]) == expected
+    assert image_sets.digest(["b", "a", "b"]) == expected
 
 
 def test_select_by_hand():
     ids = ["2008_000003", "2007_000001", "2007_000002", "2008_000004", "2007_000001"]
-    assert voc.select(iter(ids)) == ids[:4]
-    assert voc.select(ids, without=["2008_000003", "2009_000009"]) == ["2007_000001", "2007_000002", "2008_000004"]
+    assert image_sets.select(iter(ids)) == ids[:4]
+    assert image_sets.select(ids, without=["2008_000003", "2009_000009"]) == [
+        "2007_000001",
+        "2007_000002",
+        "2008_000004",
+    ]
     # 000003 of 2007 is not 2008_000003
-    assert voc.select(ids, without_2007=["000002", "000003"]) == ["2008_000003", "2007_000001", "2008_000004"]
-    assert voc.select(ids, within=iter(ids)) == ids[:4]
-    assert voc.select(ids, within=ids[:3], without=["2008_000004"]) == ids[:3]
+    assert image_sets.select(ids, without_2007=["000002", "000003"]) == ["2008_000003", "2007_000001", "2008_000004"]
+    assert image_sets.select(ids, within=iter(ids)) == ids[:4]
+    assert image_sets.select(ids, within=ids[:3], without=["2008_000004"]) == ids[:3]
 
 
 def test_select_from_wrong_lists():
     with pytest.raises(ValueError, match="^image set mine: 2 of its ids, the first is b, are not in the list that"):
-        voc.select(["c", "b", "a"], within=["a", "d"], name="mine")
+        image_sets.select(["c", "b", "a"], within=["a", "d"], name="mine")
     with pytest.raises(ValueError, match="^image set: no image is left; unpack"):
-        voc.select(["a"], without=["a"])
+        image_sets.select(["a"], without=["a"])
 
 
 def test_sets_as_great_as_the_real_ones():
@@ -98,8 +102,8 @@ def test_sets_as_great_as_the_real_ones():
     sbd_train = [f"2010_{number:06d}" for number in range(545)] + [f"2011_{number:06d}" for number in range(7953)]
     trainval_2007 = [f"{number:06d}" for number in range(104, 5115)]
     assert (len(val), len(sbd_train), len(trainval_2007)) == (1449, 8498, 5011)
-    assert len(voc.select(val, without=sbd_train)) == 904
-    assert len(voc.select(val, without=sbd_train, without_2007=trainval_2007)) == 687
+    assert len(image_sets.select(val, without=sbd_train)) == 904
+    assert len(image_sets.select(val, without=sbd_train, without_2007=trainval_2007)) == 687
 
 
 def test_image_is_rgb_with_channels_first(root):
@@ -257,7 +261,7 @@ def test_sbd_in_the_layout_of_voc(tmp_path):
         + [f"SegmentationClass/{i}.png" for i in "abc"]
         + [f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")]
     )
-    assert voc.read_ids(root / "ImageSets/Segmentation/train.txt") == ["a", "b"]
+    assert image_sets.read_ids(root / "ImageSets/Segmentation/train.txt") == ["a", "b"]
     for image_id in "abc":
         image, labels, _ = scene(image_id, (48, 36))
         assert np.array_equal(voc.read_label_map(root, image_id), np.where(labels == voc.VOID, 0, labels))
@@ -300,7 +304,7 @@ def test_real_images_and_objects_are_read(year, images, objects):
 def test_real_label_maps_show_the_annotated_classes():
     root = SHARED / "VOC2012"
     ids = sorted(path.stem for path in (root / "SegmentationClass").iterdir())
-    assert len(ids) == 100 and set(voc.read_ids(root / "ImageSets/Segmentation/sample.txt")) <= set(ids)
+    assert len(ids) == 100 and set(image_sets.read_ids(root / "ImageSets/Segmentation/sample.txt")) <= set(ids)
     for image_id in ids:
         seen = set(np.unique(voc.read_label_map(root, image_id))) - {0, voc.VOID}
         assert seen == set(voc.read_objects(root, image_id).labels), image_id

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dag.data import voc
+from dag.data import image_sets, voc
 from dag.networks.building import build
 from dag.networks.darknet import read_weights, yolo
 from dag.networks.layers.boxes import overlap
@@ -151,7 +151,7 @@ def real_network(shared: Path, name: str, **arguments):
 
 def real_images(shared: Path, count: int) -> list[torch.Tensor]:
     root = shared / "voc" / "VOC2012"
-    ids = voc.read_ids(root / "ImageSets" / "Main" / "sample.txt")
+    ids = image_sets.read_ids(root / "ImageSets" / "Main" / "sample.txt")
     return [torch.from_numpy(voc.read_image(root, image_id))[None] for image_id in ids[:count]]
 
 

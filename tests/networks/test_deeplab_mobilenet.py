@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from dag.data import voc
+from dag.data import image_sets, voc
 from dag.evaluate import metrics
 from dag.networks import tflite
 from dag.networks.building import build
@@ -326,7 +326,7 @@ def framed(image: torch.Tensor) -> tuple[np.ndarray, tuple[int, int]]:
 
 def samples(shared, count: int | None = None):
     root = shared / "voc" / "VOC2012"
-    for image_id in voc.read_ids(root / "ImageSets" / "Segmentation" / "sample.txt")[:count]:
+    for image_id in image_sets.read_ids(root / "ImageSets" / "Segmentation" / "sample.txt")[:count]:
         yield torch.from_numpy(voc.read_image(root, image_id)), voc.read_label_map(root, image_id)
 
 

@@ -13,7 +13,7 @@ from overlays import merge
 from test_plan import BASE
 from test_workflow import TINY
 
-from dag.workflow import plan
+from dag.workflow import configuration
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "docs" / "networks.md").read_text().partition("## Bring your own network\n")[2].partition("\n## ")[0]
@@ -62,7 +62,7 @@ def run(folder: Path, commands: str) -> str:
 
 def test_the_overlay_fits_the_configuration():
     assert set(FILES) == {"own/network.py", "own/teach.py", "own/overlay.yaml"}
-    plan.check(merge(BASE, OVERLAY), ROOT / "config/schemas/config.schema.yaml")
+    configuration.check(merge(BASE, OVERLAY), ROOT / "config/schemas/config.schema.yaml")
     for name, table in OVERLAY["tables"].items():
         # the lists of the project go on to be shown; the new network is a row, a part of sums, and a column
         assert set(BASE["tables"][name]["victims"]) | {"own"} == set(table["victims"])
@@ -87,7 +87,7 @@ def test_a_path_has_a_slash():
     with pytest.raises(
         ValueError, match=r"networks.own: file 'weights.pt' is not in downloads; .*, ./weights.pt for one"
     ):
-        plan.check(merge(BASE, overlay), ROOT / "config/schemas/config.schema.yaml")
+        configuration.check(merge(BASE, overlay), ROOT / "config/schemas/config.schema.yaml")
 
 
 @pytest.mark.slow

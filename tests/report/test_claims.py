@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from dag.report import claims, tables
+from dag.report import claims, frames
 
 TASKS = {
     "zf": "detection",
@@ -46,7 +46,7 @@ def frame(drops=DROPS, se=1.0, rounded=0.95):
         for victim, column in drops.items()
     ]  # fmt: skip
     labels = dict.fromkeys([*TASKS], "label")
-    both = [tables.transfer(scores, ["none", *drops.index], labels, {}, pixels) for pixels in ("float", "8-bit")]
+    both = [frames.transfer(scores, ["none", *drops.index], labels, {}, pixels) for pixels in ("float", "8-bit")]
     return pd.concat(both)
 
 
@@ -59,7 +59,7 @@ def statuses(**iterations):
         record = {"status": "converged", "iterations": count} | known
         task = TASKS[source.partition("@")[0]]
         records.append({"source": source, "label": source, "task": task, "records": [record] * 200})
-    return tables.statuses(records)
+    return frames.statuses(records)
 
 
 STATUSES = statuses(zf=40, zf2=42, vgg=44, fcn=20)

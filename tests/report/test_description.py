@@ -6,7 +6,7 @@ from test_plan import BASE, OVERLAYS, ROOT, SCHEMA, changed, read
 
 from dag.attack.rules import PRESETS
 from dag.report import description
-from dag.workflow import plan
+from dag.workflow import configuration
 
 
 def described(**keys) -> dict:
@@ -60,7 +60,7 @@ def test_kinds_are_those_of_the_schema():
     schema = yaml.safe_load(SCHEMA.read_text())
     assert set(schema["properties"]["kind"]["enum"]) == {*description.KINDS, None}
     with pytest.raises(ValueError, match="kind: 'big'"):
-        plan.check({**BASE, "kind": "big"}, SCHEMA)
+        configuration.check({**BASE, "kind": "big"}, SCHEMA)
 
 
 def test_every_rule_set_has_a_sentence_with_its_numbers():

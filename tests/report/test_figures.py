@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from dag.data.voc import colour_map
-from dag.report import figures
+from dag.report.figures import convergence, density, examples, heat_map, style
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def texts(axes):
 
 
 def test_table_figure_draws_every_number_in_its_cell(table):
-    axes = figures.table_figure(table, "Table 2").axes[0]
+    axes = heat_map.table_figure(table, "Table 2").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["NONE", "A", "A+B"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["FR-ZF-07\nmAP", "DeepLab-\nMNv2-0.5\nmAP"]
     rows = dict(zip(["none", "a", "a+b"], axes.get_yticks(), strict=True))
@@ -53,17 +53,17 @@ def test_table_figure_draws_every_number_in_its_cell(table):
 
 
 def test_table_figure_colours_are_drops_on_one_scale(table):
-    figure = figures.table_figure(table)
+    figure = heat_map.table_figure(table)
     patches = [patch for patch in figure.axes[0].patches if patch.get_fill()]
     # Order of the frame, the largest drop is 60; a rise is as light as no drop.
-    assert [patch.get_facecolor() for patch in patches] == [figures.DROP(drop / 60) for drop in (60.0, 5, 0, 0, 50, 0)]
+    assert [patch.get_facecolor() for patch in patches] == [style.DROP(drop / 60) for drop in (60.0, 5, 0, 0, 50, 0)]
     assert figure.axes[1].get_ylim() == (0, 60)
     frames = [patch.get_xy() for patch in figure.axes[0].patches if not patch.get_fill()]
     assert [int(x) for x, _ in frames] == [0, 0] and len({y for _, y in frames}) == 2
 
 
 def test_groups_stand_apart(table):
-    ticks = figures.table_figure(table).axes[0].get_yticks()
+    ticks = heat_map.table_figure(table).axes[0].get_yticks()
     assert np.diff(ticks) == pytest.approx([1.3, 1.3])
 
 
@@ -71,7 +71,7 @@ def test_table_figure_of_a_white_box_frame(table):
     own = table[table.victim == "a"].assign(
         perturbation=["a.permuted", "none", "a"], condition=["PERM", "ORIG", "ADVR"], source="a"
     )
-    axes = figures.table_figure(own.iloc[[1, 2, 0]]).axes[0]
+    axes = heat_map.table_figure(own.iloc[[1, 2, 0]]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ORIG", "ADVR", "PERM"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["FR-ZF-07"]
     assert "4.0" in texts(axes) and "6.2" not in texts(axes)
@@ -92,7 +92,7 @@ def points():
 
 
 def test_density_draws_scores_errors_and_counts(points):
-    upper, lower = figures.density(points).axes
+    upper, lower = density.density(points).axes
     for bars, scores, errors in zip(
         upper.containers, ([28.0, 15.6, 13.8], [61.5, 43.8, 33.6]), ([2.5, 1.5, 3.0], [2.0, 1.0, 3.5]), strict=True
     ):
@@ -108,7 +108,7 @@ def test_density_draws_scores_errors_and_counts(points):
 def test_density_wants_one_number_of_targets_per_threshold(points):
     points.loc[0, "targets"] = 200
     with pytest.raises(ValueError, match="disagree about the number of targets"):
-        figures.density(points)
+        density.density(points)
 
 
 def test_convergence_averages_over_the_images_with_targets():
@@ -116,7 +116,7 @@ def test_convergence_averages_over_the_images_with_targets():
         "Alex": [np.array([8, 4, 0]), np.array([4, 0]), np.array([], int), np.array([6, 5, 3, 2, 0])],
         "ZF": [np.array([10, 7]), np.array([0])],
     }
-    left, right = figures.convergence(curves, {"Alex": "segmentation", "ZF": "detection"}).axes
+    left, right = convergence.convergence(curves, {"Alex": "segmentation", "ZF": "detection"}).axes
     assert left.lines[0].get_ydata().tolist() == [6, 3, 1, pytest.approx(2 / 3), 0]
     # The first attack ended with 7 active targets (no gradient) and keeps them.
     assert right.lines[0].get_ydata().tolist() == [5, 3.5]
@@ -131,9 +131,9 @@ def test_convergence_averages_over_the_images_with_targets():
 
 
 def test_convergence_of_one_task_has_one_panel():
-    assert len(figures.convergence({"ZF": [np.array([1, 0])]}, {"ZF": "detection"}).axes) == 1
+    assert len(convergence.convergence({"ZF": [np.array([1, 0])]}, {"ZF": "detection"}).axes) == 1
     with pytest.raises(ValueError, match="source ZF: no image has targets"):
-        figures.convergence({"ZF": [np.array([])]}, {"ZF": "detection"})
+        convergence.convergence({"ZF": [np.array([])]}, {"ZF": "detection"})
 
 
 def row(**changes):
@@ -165,7 +165,7 @@ def shown(axes):
 def test_examples_show_the_arrays():
     one = row()
     one["truth"][0, :] = 255
-    figure = figures.examples([one])
+    figure = examples.examples([one])
     image, perturbation, perturbed, truth, before, after = figure.axes
     assert (shown(image) == 253).all()
     # Magnified by ten around 128, and truncated; the perturbed image is truncated at 255.
@@ -184,7 +184,7 @@ def test_examples_show_the_arrays():
 def test_detections_are_drawn_above_the_threshold():
     before = detections(([2, 3, 22, 23], 15, 0.4), ([10, 12, 30, 28], 3, 0.9), ([1, 1, 9, 9], 7, 0.51))
     truth = {"boxes": np.array([[5, 5, 20, 20]], np.float32), "labels": np.array([12])}
-    figure = figures.examples([row(truth=truth, before=before, after=detections(([0, 0, 5, 5], 1, 0.1)))])
+    figure = examples.examples([row(truth=truth, before=before, after=detections(([0, 0, 5, 5], 1, 0.1)))])
     *_, true, clean, perturbed = figure.axes
     assert texts(true) == ["dog"]
     assert texts(clean) == ["bird 0.90", "car 0.51"] and not perturbed.texts and not perturbed.patches
@@ -193,7 +193,7 @@ def test_detections_are_drawn_above_the_threshold():
     assert all(isinstance(patch, Rectangle) for patch in clean.patches)
     assert clean.patches[0].get_edgecolor() == to_rgba(colour_map()[3] / 255)
     assert figure.texts[-1].get_text() == "Detections with a score of at least 0.5." and not figure.legends
-    assert len(figures.examples([row(before=before)], threshold=0.3).axes[4].patches) == 3
+    assert len(examples.examples([row(before=before)], threshold=0.3).axes[4].patches) == 3
 
 
 def test_rows_share_columns_and_may_be_of_different_size_and_task():
@@ -206,7 +206,7 @@ def test_rows_share_columns_and_may_be_of_different_size_and_task():
         after=detections(([15, 1, 19, 49], 20, 1.0)),
     )
     del small["status"]
-    figure = figures.examples([row(), small], truth_title="wanted")
+    figure = examples.examples([row(), small], truth_title="wanted")
     words = [text.get_text() for text in figure.texts]
     assert len(figure.axes) == 12 and words.count("wanted") == 1
     assert any(word.startswith("R-FCN-RN101: max |r| = 1.0") for word in words)
@@ -218,9 +218,9 @@ def test_rows_share_columns_and_may_be_of_different_size_and_task():
 
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"label map of shape \(3, 3\) does not fit an image"):
-        figures.examples([row(after=np.zeros((3, 3), np.uint8))])
+        examples.examples([row(after=np.zeros((3, 3), np.uint8))])
     with pytest.raises(ValueError, match="does not fit an image"):
-        figures.examples([row(perturbation=np.zeros((3, 3, 3), np.float32))])
+        examples.examples([row(perturbation=np.zeros((3, 3, 3), np.float32))])
 
 
 def victims(one):
@@ -236,7 +236,7 @@ def victims(one):
 def test_transfer_examples_put_clean_above_perturbed():
     one = row()
     block = {key: one[key] for key in ("image", "perturbation")} | {"label": "r1 + r5", "victims": victims(one)}
-    figure = figures.transfer_examples([block, block | {"victims": victims(one)[:1]}])
+    figure = examples.transfer_examples([block, block | {"victims": victims(one)[:1]}])
     assert len(figure.axes) == 8 + 6
     clean, perturbed = figure.axes[:4], figure.axes[4:8]
     assert texts(clean[2]) == ["person 0.80"] and texts(perturbed[2]) == ["cat 0.70"]
@@ -254,7 +254,7 @@ def test_transfer_examples_put_clean_above_perturbed():
 def test_paired_examples_put_the_truth_between_clean_and_perturbed():
     one = row()
     block = {key: one[key] for key in ("image", "perturbation")} | {"label": "r1 + r5", "victims": victims(one)}
-    figure = figures.paired_examples([block], note="Chosen by lot.")
+    figure = examples.paired_examples([block], note="Chosen by lot.")
     assert len(figure.axes) == 3 * 3
     image, perturbation, perturbed, *others = figure.axes
     assert (shown(image) == 253).all() and shown(perturbation)[0, 0].tolist() == [168, 128, 128]
@@ -274,7 +274,7 @@ def test_classes_are_named_where_they_are_widest():
     label_map[:, 100:120] = 1  # too narrow for a name
     label_map[100:200, 200:400], label_map[120:140, 0:90] = 15, 255
     label_map[0:20, 300:400] = 15  # less wide than the other region of its class
-    *_, truth, _, _ = figures.examples([row(
+    *_, truth, _, _ = examples.examples([row(
         image=np.zeros((3, 300, 400)), perturbation=np.zeros((3, 300, 400)), truth=label_map, before=label_map,
         after=label_map,
     )]).axes  # fmt: skip
@@ -285,7 +285,7 @@ def test_classes_are_named_where_they_are_widest():
 
 def test_long_captions_and_notes_stay_on_the_page(monkeypatch):
     one = row(label="a very long label of an example that would not fit on any page at full size " * 2)
-    figure = figures.examples([one], note="many words " * 40)
+    figure = examples.examples([one], note="many words " * 40)
     assert fits(figure) and overlaps(figure, monkeypatch) == []
     assert "many words" in figure.texts[-1].get_text() and figure.texts[-1].get_text().count("\n") > 1
 
@@ -295,7 +295,7 @@ def test_save_writes_the_format_of_the_suffix_and_the_same_every_time(tmp_path, 
     start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
     paths = [tmp_path / f"{name}.{suffix}" for name in ("first", "second")]
     for path in paths:
-        figures.save(figures.density(points), path)
+        style.save(density.density(points), path)
     contents = [path.read_bytes() for path in paths]
     assert contents[0].startswith(start) and len(contents[0]) > 5000
     assert contents[0] == contents[1]
@@ -305,22 +305,22 @@ def test_save_writes_the_format_of_the_suffix_and_the_same_every_time(tmp_path, 
 def test_save_leaves_the_old_file_if_drawing_fails(tmp_path, points, monkeypatch):
     path = tmp_path / "figure.svg"
     path.write_text("old")
-    figure = figures.density(points)
+    figure = density.density(points)
 
     def fail(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(figure, "savefig", fail)
     with pytest.raises(MemoryError):
-        figures.save(figure, path)
+        style.save(figure, path)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["figure.svg"]
     with pytest.raises(ValueError, match="figures are written as svg, pdf, png; change the suffix"):
-        figures.save(figure, tmp_path / "figure.jpg")
+        style.save(figure, tmp_path / "figure.jpg")
 
 
 def test_the_style_of_the_caller_is_left_alone(points):
     before = dict(matplotlib.rcParams)
-    figures.density(points)
+    density.density(points)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -352,12 +352,12 @@ def test_no_text_covers_another_or_leaves_the_page(table, points, monkeypatch):
     curves = {"FR-VGG-0712": [np.arange(100, -1, -1)], "DeepLab-MNv2-0.5": [np.arange(9000, -1, -90)]}
     tasks = {"FR-VGG-0712": "detection", "DeepLab-MNv2-0.5": "segmentation"}
     for figure in (
-        figures.table_figure(long, "A table"),
-        figures.table_figure(long[long.victim == "a"]),
-        figures.density(points),
-        figures.convergence(curves, tasks),
-        figures.examples([one, one]),
-        figures.transfer_examples([one | {"victims": [one] * 4}]),
-        figures.paired_examples([one | {"victims": [one] * 2}], note="A note."),
+        heat_map.table_figure(long, "A table"),
+        heat_map.table_figure(long[long.victim == "a"]),
+        density.density(points),
+        convergence.convergence(curves, tasks),
+        examples.examples([one, one]),
+        examples.transfer_examples([one | {"victims": [one] * 4}]),
+        examples.paired_examples([one | {"victims": [one] * 2}], note="A note."),
     ):
         assert overlaps(figure, monkeypatch) == [] and fits(figure)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dag.report import tables
+from dag.report import frames
 from dag.report.page import findings, luminance, page
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +86,12 @@ PAPER = {"none": {"zf": 58.7}, "zf": {"zf": 3.61, "p": 0.0024}}
 
 def transfer(pixels=("float", "8-bit", "jpeg-75"), paper=None, victims=tuple(NETWORKS), missing=()):
     scores = [victim(name, pixels, missing) for name in victims]
-    frames = [tables.transfer(scores, ["none", *SCORES], LABELS, {}, kind, paper) for kind in pixels]
-    return pd.concat(frames)
+    tables = [frames.transfer(scores, ["none", *SCORES], LABELS, {}, kind, paper) for kind in pixels]
+    return pd.concat(tables)
 
 
 def white_box():
-    return pd.concat([tables.white_box([victim("zf")], ["zf"], kind, {"zf": {"ADVR": 3.61}}) for kind in ("float",)])
+    return pd.concat([frames.white_box([victim("zf")], ["zf"], kind, {"zf": {"ADVR": 3.61}}) for kind in ("float",)])
 
 
 PRODUCTS = {
@@ -149,8 +149,8 @@ def results(tmp_path_factory):
         {"status": "no targets", "iterations": 0, "targets": 0, "perceptibility": 0.0, "largest": 0.0},
     ]
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": records}
-    tables.statuses([source]).to_csv(tmp_path / "tables/statuses.csv", index=False)
-    tables.perceptibility(transfer(("float",))).to_csv(tmp_path / "tables/perceptibility.csv", index=False)
+    frames.statuses([source]).to_csv(tmp_path / "tables/statuses.csv", index=False)
+    frames.perceptibility(transfer(("float",))).to_csv(tmp_path / "tables/perceptibility.csv", index=False)
     for name in ("claims", "statuses", "perceptibility"):
         (tmp_path / f"tables/{name}.md").write_text("")
     (tmp_path / "provenance.json").write_text("{}")
@@ -529,7 +529,7 @@ def test_findings_are_computed():
 
 def test_findings_say_nothing_that_the_cells_do_not():
     assert findings([], NETWORKS) == []
-    alone = tables.transfer([victim("rn", ("float",))], ["none"], LABELS, {}, "float")
+    alone = frames.transfer([victim("rn", ("float",))], ["none"], LABELS, {}, "float")
     assert findings([alone], NETWORKS) == []
 
 

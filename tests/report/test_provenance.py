@@ -12,7 +12,7 @@ import pytest
 import dag
 from dag.evaluate import cells
 from dag.report.provenance import PACKAGES, checkout, provenance
-from dag.workflow import plan, store
+from dag.workflow import digests, store
 
 ROOT = Path(__file__).parents[2]
 NETWORK = {"name": "net", "task": "segmentation", "architecture": "a:b", "arguments": {}, "code": "n"}
@@ -142,11 +142,11 @@ def test_without_git_the_commit_is_not_known(tmp_path, monkeypatch):
 
 def test_the_digest_of_the_package_is_that_of_all_its_modules(tmp_path):
     shutil.copytree(ROOT / "dag", tmp_path / "dag", ignore=shutil.ignore_patterns("__pycache__"))
-    before = plan.package_digest(tmp_path)
+    before = digests.package_digest(tmp_path)
     file = tmp_path / "dag" / "networks" / "mini" / "rfcn.py"
     file.write_text(file.read_text() + "\n# a comment\n")
-    plan._outline.cache_clear()
-    assert plan.package_digest(tmp_path) == before
+    digests.outline.cache_clear()
+    assert digests.package_digest(tmp_path) == before
     file.write_text(file.read_text() + "\nnew = 1\n")
-    plan._outline.cache_clear()
-    assert plan.package_digest(tmp_path) != before
+    digests.outline.cache_clear()
+    assert digests.package_digest(tmp_path) != before

@@ -4,7 +4,7 @@ import re
 import pandas as pd
 import pytest
 
-from dag.report import tables
+from dag.report import frames, printing, wording
 
 LABELS = {"zf": "FR-ZF", "alex": "FCN-Alex*", "black": "R-FCN_50"}
 SYMBOLS = {"zf": "r1", "alex": "r5"}
@@ -67,15 +67,15 @@ ROWS = ["none", "zf", "zf+alex", "zf+alex.permuted"]
 
 @pytest.fixture
 def frame(scores):
-    return tables.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
+    return frames.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
 
 
 def test_a_table_says_which_images_are_missing(scores):
     def text(*missing):
         given_up = [entry | {"missing": list(ids)} for entry, ids in zip(scores, missing, strict=True)]
-        frame = tables.transfer(given_up, ROWS, LABELS, SYMBOLS, "float")
+        frame = frames.transfer(given_up, ROWS, LABELS, SYMBOLS, "float")
         assert frame.missing.tolist() == [" ".join(ids) for ids in missing] * len(ROWS)
-        return tables.to_markdown(frame)
+        return printing.to_markdown(frame)
 
     assert "; 60 of 62 images of test, missing: 7, 8." in text("78", "78")
     many = [f"i{number}" for number in range(10)]
@@ -101,7 +101,7 @@ def test_transfer_has_one_row_per_cell_in_the_order_asked_for(frame):
 
 
 def test_transfer_takes_the_pixels_asked_for(scores):
-    frame = tables.transfer(scores[:1], ["none", "zf"], LABELS, SYMBOLS, "8-bit")
+    frame = frames.transfer(scores[:1], ["none", "zf"], LABELS, SYMBOLS, "8-bit")
     assert frame.score.tolist() == [85.1, 15.5]
 
 
@@ -128,47 +128,47 @@ def test_csv_keeps_everything(frame, tmp_path):
     ],
 )
 def test_row_labels(name, text):
-    assert tables.row_label(name, LABELS, SYMBOLS) == text
+    assert wording.row_label(name, LABELS, SYMBOLS) == text
 
 
 def test_a_variant_of_the_own_attack_is_white_box(scores):
     scores[0]["cells"].append(cell("zf@algorithm-1", 33.0, p=0.005))
-    frame = tables.transfer(scores[:1], ["zf@algorithm-1"], LABELS, SYMBOLS, "float")
+    frame = frames.transfer(scores[:1], ["zf@algorithm-1"], LABELS, SYMBOLS, "float")
     assert frame.white_box.tolist() == [True]
 
 
 def test_white_box_table(scores):
-    frame = tables.white_box(scores[:1], ["zf"], "float")
+    frame = frames.white_box(scores[:1], ["zf"], "float")
     assert frame.condition.tolist() == ["ORIG", "ADVR", "PERM"]
     assert frame.perturbation.tolist() == ["none", "zf", "zf.permuted"]
     assert frame.score.tolist() == [85.1, 12.5, 84.9]
     scores[0]["cells"] += [cell("zf@a-1", 33.0), cell("zf@a-1.permuted", 84.0)]
-    both = tables.white_box(scores[:1], ["zf", "zf@a-1"], "float")
+    both = frames.white_box(scores[:1], ["zf", "zf@a-1"], "float")
     assert both.score.tolist() == [85.1, 12.5, 84.9, 85.1, 33.0, 84.0]
     assert list(both.column_label.unique()) == ["FR-ZF", "FR-ZF (a-1)"]
     with pytest.raises(ValueError, match="vgg"):
-        tables.white_box(scores[:1], ["vgg"], "float")
+        frames.white_box(scores[:1], ["vgg"], "float")
 
 
 def test_pairs_are_the_cells_that_were_asked_for(scores):
     wanted = [("zf", "black"), ("zf", "zf")]
-    frame = tables.pairs(scores, wanted, LABELS, SYMBOLS, "float")
+    frame = frames.pairs(scores, wanted, LABELS, SYMBOLS, "float")
     assert list(zip(frame.perturbation, frame.victim, strict=True)) == wanted
     assert frame.score.tolist() == [73.8, 12.5] and frame.white_box.tolist() == [False, True]
 
 
 def test_scaled_perturbations_and_controls_have_names_in_print():
-    assert tables.row_label("zf.p-4", LABELS, SYMBOLS) == "FR-ZF (r1, p = 4 · 10⁻³)"
-    assert tables.row_label("zf+alex.p-16.gaussian", LABELS, SYMBOLS) == "r1 + r5 (p = 16 · 10⁻³, Gaussian noise)"
-    assert tables.row_label("zf.signs-2", LABELS, SYMBOLS) == "FR-ZF (r1, random signs 2)"
+    assert wording.row_label("zf.p-4", LABELS, SYMBOLS) == "FR-ZF (r1, p = 4 · 10⁻³)"
+    assert wording.row_label("zf+alex.p-16.gaussian", LABELS, SYMBOLS) == "r1 + r5 (p = 16 · 10⁻³, Gaussian noise)"
+    assert wording.row_label("zf.signs-2", LABELS, SYMBOLS) == "FR-ZF (r1, random signs 2)"
 
 
 def test_every_control_is_explained_where_it_occurs(scores):
     scores[0]["cells"] += [cell("zf.gaussian", 84.0), cell("zf.p-4", 50.0)]
-    frame = tables.transfer(scores[:1], ["zf", "zf.p-4", "zf.permuted", "zf.gaussian"], LABELS, SYMBOLS, "float")
+    frame = frames.transfer(scores[:1], ["zf", "zf.p-4", "zf.permuted", "zf.gaussian"], LABELS, SYMBOLS, "float")
     assert frame.group.tolist() == ["single", "single", "permuted", "gaussian"]
     assert frame.white_box.tolist() == [True, True, False, False]
-    text = tables.to_markdown(frame)
+    text = printing.to_markdown(frame)
     assert "Gaussian noise: Gaussian noise of the perturbation's perceptibility, mean over the draws." in text
     assert "random signs" not in text
 
@@ -176,7 +176,7 @@ def test_every_control_is_explained_where_it_occurs(scores):
 def test_differences_are_against_clean_images_and_controls(scores):
     scores[0]["cells"][1]["beyond"] = {"permuted": {"difference": 70.0, "low": 66.0, "high": 73.0}}
     scores[1]["cells"][1] |= {"drop": 1.0, "drop_low": -2.0, "drop_high": 4.0}
-    frame = tables.differences(scores, [("none", "zf"), ("zf", "zf"), ("zf", "black")], LABELS, SYMBOLS, "float")
+    frame = frames.differences(scores, [("none", "zf"), ("zf", "zf"), ("zf", "black")], LABELS, SYMBOLS, "float")
     assert frame.against.tolist() == ["clean", "permuted", "clean"]
     assert frame.difference.tolist() == [72.6, 70, 1] and frame.low.tolist() == [67.6, 66, -2]
     assert frame.resolved.tolist() == [True, True, False] and frame.white_box.tolist() == [True, True, False]
@@ -185,7 +185,7 @@ def test_differences_are_against_clean_images_and_controls(scores):
 def test_classes_that_the_images_lack_are_left_out(scores):
     scores[0]["cells"][0]["per_class"] = {"cat": 90.0, "dog": 80.0, "cow": None}
     scores[0]["cells"][1]["per_class"] = {"cat": 30.0, "dog": 80.0, "cow": 0.0}
-    frame = tables.per_class(scores, [("zf", "zf")], LABELS, SYMBOLS, "float")
+    frame = frames.per_class(scores, [("zf", "zf")], LABELS, SYMBOLS, "float")
     assert frame["class"].tolist() == ["cat", "dog"]
     assert frame["drop"].tolist() == [60, 0] and frame.clean.tolist() == [90, 80]
 
@@ -204,11 +204,11 @@ def test_classes_that_the_images_lack_are_left_out(scores):
     ],
 )
 def test_marks_are_the_95_percent_interval(low, high, expected):
-    assert tables.mark(low, high) == expected
+    assert frames.mark(low, high) == expected
 
 
 def test_markdown_is_an_aligned_table(frame):
-    text = tables.to_markdown(frame, "Table 2", companion="none")
+    text = printing.to_markdown(frame, "Table 2", companion="none")
     assert text == (
         "### Table 2\n"
         "\n"
@@ -230,25 +230,25 @@ def test_markdown_is_an_aligned_table(frame):
 
 
 def test_the_clean_row_comes_first_wherever_it_was_asked_for(scores):
-    frame = tables.transfer(scores, ["zf", "none"], LABELS, SYMBOLS, "float")
-    rows = [line.split("|")[1].strip() for line in tables.to_markdown(frame).splitlines() if line.startswith("|")]
+    frame = frames.transfer(scores, ["zf", "none"], LABELS, SYMBOLS, "float")
+    rows = [line.split("|")[1].strip() for line in printing.to_markdown(frame).splitlines() if line.startswith("|")]
     assert rows[:4] == ["perturbation", rows[1], "none", "FR-ZF (r1)"]
 
 
 def test_companion_in_a_second_block_or_in_brackets(frame):
-    block = tables.to_markdown(frame)
+    block = printing.to_markdown(frame)
     assert "area mAP, %:" in block and "**6.2 ± 1.1**" in block
     assert len([line for line in block.splitlines() if line.startswith("|")]) == 12
-    brackets = tables.to_markdown(frame, companion="brackets")
+    brackets = printing.to_markdown(frame, companion="brackets")
     assert "**12.5 ± 2.1 ↓ (6.2 ± 1.1)**" in brackets and "in brackets area mAP" in brackets
     with pytest.raises(ValueError, match="companion 'both' is unknown"):
-        tables.to_markdown(frame, companion="both")
+        printing.to_markdown(frame, companion="both")
 
 
 def test_mixed_tasks_and_image_sets_are_said(scores):
     alex = victim("alex", "segmentation", [cell("none", 65.5), cell("zf", 57.2, p=0.004)], 72, "masks")
-    frame = tables.transfer([scores[0], alex], ["none", "zf"], LABELS, SYMBOLS, "float")
-    text = tables.to_markdown(frame)
+    frame = frames.transfer([scores[0], alex], ["none", "zf"], LABELS, SYMBOLS, "float")
+    text = printing.to_markdown(frame)
     for words in (
         "FR-ZF, mAP",
         "FCN-Alex\\*, mIoU",
@@ -258,19 +258,19 @@ def test_mixed_tasks_and_image_sets_are_said(scores):
         "FR-ZF: 60 images of test; FCN-Alex\\*: 72 images of masks.",
     ):
         assert words in text
-    own = tables.white_box([scores[0]], [scores[0]["victim"]], "float")
-    assert "metric" not in tables.to_markdown(own)
+    own = frames.white_box([scores[0]], [scores[0]["victim"]], "float")
+    assert "metric" not in printing.to_markdown(own)
 
 
 def test_unknown_standard_errors_are_left_out(scores):
     for one in scores[0]["cells"]:
         one |= dict.fromkeys(["score_se", "companion_se", "drop_se", "drop_low", "drop_high"])
-    text = tables.to_markdown(tables.transfer(scores[:1], ["none", "zf"], LABELS, SYMBOLS, "float"))
+    text = printing.to_markdown(frames.transfer(scores[:1], ["none", "zf"], LABELS, SYMBOLS, "float"))
     assert "**12.5**" in text and "±" not in text and "↓" not in text
 
 
 def test_documents_have_a_heading_per_frame(frame, scores):
-    text = tables.document("Tables", {"Table 2": frame, "Table 1": tables.white_box(scores[:1], ["zf"], "float")})
+    text = printing.document("Tables", {"Table 2": frame, "Table 1": frames.white_box(scores[:1], ["zf"], "float")})
     assert re.findall(r"^#+ .*$", text, re.M) == ["## Tables", "### Table 2", "### Table 1"]
 
 
@@ -291,7 +291,7 @@ def balanced(text):
 
 @pytest.mark.parametrize("companion", ["block", "brackets", "none"])
 def test_latex_is_well_formed(frame, companion):
-    text = tables.to_latex(frame, "100 % of A_1 & B*", companion)
+    text = printing.to_latex(frame, "100 % of A_1 & B*", companion)
     assert balanced(text.replace(r"\%", ""))
     assert r"\caption{100 \% of A\_1 \& B{*}. mAP" in text
     assert not re.search(r"(?<!\\)[%#_]", text)
@@ -304,42 +304,42 @@ def test_latex_is_well_formed(frame, companion):
 
 
 def test_latex_cells(frame):
-    lines = tables.to_latex(frame, companion="none").splitlines()
+    lines = printing.to_latex(frame, companion="none").splitlines()
     assert lines[lines.index(r"\midrule") + 2] == (
         r"FR-ZF (r1) & \textbf{12.5 $\pm$ 2.1 $\downarrow$} & 73.8 $\pm$ 3.0 $\downarrow$ & 8.3 \\"
     )
 
 
 def test_perceptibility_has_one_row_per_perturbation(frame):
-    table = tables.perceptibility(frame)
+    table = frames.perceptibility(frame)
     assert table.row_label.tolist() == ["FR-ZF (r1)", "r1 + r5", "r1 + r5 (permuted)"]
     assert table.perceptibility.tolist() == [0.0083, 0.009, 0.009]
     assert table.linf.tolist() == [8.3, 9.0, 9.0]
-    assert "| FR-ZF (r1)         |      test |     60 |  float |      8.3 |     8.3 |" in tables.to_markdown(table)
-    assert balanced(tables.to_latex(table))
+    assert "| FR-ZF (r1)         |      test |     60 |  float |      8.3 |     8.3 |" in printing.to_markdown(table)
+    assert balanced(printing.to_latex(table))
 
 
 def test_the_table_of_perceptibility_says_which_images_are_missing(scores):
     def table(*missing):
         given_up = [entry | {"missing": ids.split()} for entry, ids in zip(scores, missing, strict=True)]
-        return tables.perceptibility(tables.transfer(given_up, ROWS, LABELS, SYMBOLS, "float"))
+        return frames.perceptibility(frames.transfer(given_up, ROWS, LABELS, SYMBOLS, "float"))
 
     assert table("7 8", "7 8").missing.tolist() == ["7 8"] * 3
-    text = tables.to_markdown(table("7 8", "7 8"))
+    text = printing.to_markdown(table("7 8", "7 8"))
     assert text.endswith(" Computed on 60 of 62 images of test, missing: 7, 8.\n") and text.count("missing") == 1
-    assert "missing: 7, 8." in tables.to_latex(table("7 8", "7 8"))
+    assert "missing: 7, 8." in printing.to_latex(table("7 8", "7 8"))
     scores[1]["image_set"] = "other"
-    assert tables.to_markdown(table("", "x")).endswith(
+    assert printing.to_markdown(table("", "x")).endswith(
         " Computed on 60 images of test; 60 of 61 images of other, missing: x.\n"
     )
-    assert "missing" not in tables.to_markdown(table("", ""))
+    assert "missing" not in printing.to_markdown(table("", ""))
 
 
 def test_the_table_of_statuses_says_which_images_are_missing():
     def text(*missing):
         records = [record("converged", 10, 100)] * 3
-        return tables.to_markdown(
-            tables.statuses(
+        return printing.to_markdown(
+            frames.statuses(
                 [
                     {"source": name, "label": name, "task": "detection", "records": records, "missing": ids.split()}
                     for name, ids in zip(("zf", "vgg"), missing, strict=True)
@@ -372,7 +372,7 @@ def test_statuses():
         record("no targets", 0, 0, 0.0, 0.0),
     ]
     alex = [record("no targets", 0, 0, 0.0, 0.0)]
-    table = tables.statuses(
+    table = frames.statuses(
         [
             {"source": "zf", "label": "FR-ZF", "task": "detection", "records": zf},
             {"source": "alex", "label": "FCN-Alex*", "task": "segmentation", "records": alex},
@@ -385,14 +385,14 @@ def test_statuses():
     # Means over the four images with targets.
     assert first[["iterations_mean", "iterations_max", "targets_mean", "linf_max"]].tolist() == [45, 150, 100, 30.25]
     assert first.perceptibility_mean == pytest.approx(0.005)
-    text = tables.to_markdown(table)
+    text = printing.to_markdown(table)
     assert "45.0" in text and "5.0" in text and "–" in text and "nan" not in text
-    assert balanced(tables.to_latex(table))
+    assert balanced(printing.to_latex(table))
 
 
 def test_errors_say_what_where_and_what_to_do(scores):
     def transfer(rows, pixels="float"):
-        return tables.transfer(scores, rows, LABELS, SYMBOLS, pixels)
+        return frames.transfer(scores, rows, LABELS, SYMBOLS, pixels)
 
     with pytest.raises(ValueError, match="row 'alex', column 'zf': no score with float pixels; compute it or take"):
         transfer(["none", "alex"])
@@ -423,42 +423,42 @@ def test_errors_say_what_where_and_what_to_do(scores):
 
 def test_stale_perceptibility_is_an_error(scores):
     scores[1]["cells"][1]["perceptibility"] = 0.01
-    frame = tables.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
+    frame = frames.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
     with pytest.raises(ValueError, match="perturbation 'zf' has perceptibility 0.0083 to 0.01 on test"):
-        tables.perceptibility(frame)
+        frames.perceptibility(frame)
 
 
 def test_statuses_reject_what_they_do_not_know():
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": [record("stuck", 1, 1)]}
     with pytest.raises(ValueError, match="source 'zf' has images of status"):
-        tables.statuses([source])
+        frames.statuses([source])
     with pytest.raises(ValueError, match="source 'zf' has no image records"):
-        tables.statuses([source | {"records": []}])
+        frames.statuses([source | {"records": []}])
 
 
 def test_values_of_the_paper_stand_before_ours_and_never_replace_them(scores):
     paper = {"none": {"zf": 58.7}, "zf": {"zf": 3.61, "black": 75.87, "p": 0.0024}}
-    frame = tables.transfer(scores, ROWS, LABELS, SYMBOLS, "float", paper)
+    frame = frames.transfer(scores, ROWS, LABELS, SYMBOLS, "float", paper)
     assert frame.paper.tolist()[:4] == [58.7, pytest.approx(math.nan, nan_ok=True), 3.61, 75.87]
     assert frame.score.tolist() == [85.1, 81.9, 12.5, 73.8, 11.0, 69.9, 85.0, 82.4]
-    lines = tables.to_markdown(frame, companion="none").splitlines()
+    lines = printing.to_markdown(frame, companion="none").splitlines()
     cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells[2] == ["none", "58.70 / 85.1 ± 2.0", "– / 81.9 ± 2.0", ""]
     assert cells[3] == ["FR-ZF (r1)", "3.61 / 12.5 ± 2.1 ↓", "75.87 / 73.8 ± 3.0 ↓", "2.4 / 8.3"]
     assert cells[5][1:] == ["– / 85.0 ± 2.0", "– / 82.4 ± 2.0 ↑", "– / 9.0"]
     assert "Paper / here" in lines[-1]
-    visible = tables.perceptibility(frame)
+    visible = frames.perceptibility(frame)
     assert visible.paper_p.tolist()[0] == 0.0024 and visible.paper_p.isna().tolist() == [False, True, True]
 
 
 def test_values_of_the_paper_in_a_white_box_table(scores):
-    frame = tables.white_box(scores[:1], ["zf"], "float", {"zf": {"ORIG": 58.7, "ADVR": 3.61}})
+    frame = frames.white_box(scores[:1], ["zf"], "float", {"zf": {"ORIG": 58.7, "ADVR": 3.61}})
     assert frame.set_index("condition").paper.round(2).to_dict() == {
         "ORIG": 58.7,
         "ADVR": 3.61,
         "PERM": pytest.approx(math.nan, nan_ok=True),
     }
-    row = tables.to_markdown(frame, companion="none").splitlines()[4]
+    row = printing.to_markdown(frame, companion="none").splitlines()[4]
     assert [cell.strip(" *") for cell in row.strip("|").split("|")][1:] == [
         "58.70 / 85.1 ± 2.0",
         "3.61 / 12.5 ± 2.1 ↓",
@@ -468,20 +468,20 @@ def test_values_of_the_paper_in_a_white_box_table(scores):
 
 
 def test_without_values_of_the_paper_nothing_is_said_of_it(frame):
-    assert "paper" not in frame and "Paper" not in tables.to_markdown(frame)
+    assert "paper" not in frame and "Paper" not in printing.to_markdown(frame)
 
 
 def test_iterations_of_the_paper_stand_beside_ours():
     record = {"status": "converged", "iterations": 40, "targets": 9, "perceptibility": 0.003, "largest": 5.0}
     sources = [{"source": name, "label": name, "task": "detection", "records": [record]} for name in ("zf", "alex")]
-    frame = tables.statuses(sources, {"zf": 47.05})
+    frame = frames.statuses(sources, {"zf": 47.05})
     assert frame.iterations_paper.tolist() == [47.05, pytest.approx(math.nan, nan_ok=True)]
     assert frame.iterations_mean.tolist() == [40, 40]
-    assert "iterations_paper" not in tables.statuses(sources)
+    assert "iterations_paper" not in frames.statuses(sources)
 
 
 def test_a_substitute_is_named_under_every_table(frame):
     notes = {"FCN-Alex*†": "trained here_again"}
-    assert tables.to_markdown(frame, notes=notes).strip().endswith(r"FCN-Alex\*†: trained here\_again")
-    assert r"FCN-Alex{*}$\dagger$: trained here\_again}" in tables.to_latex(frame, notes=notes)
-    assert tables.document("T", {"a": frame, "b": frame}, notes=notes).count("trained here") == 2
+    assert printing.to_markdown(frame, notes=notes).strip().endswith(r"FCN-Alex\*†: trained here\_again")
+    assert r"FCN-Alex{*}$\dagger$: trained here\_again}" in printing.to_latex(frame, notes=notes)
+    assert printing.document("T", {"a": frame, "b": frame}, notes=notes).count("trained here") == 2

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from dag.report import transfer_figures as figures
-from dag.report.figures import DROP
+from dag.report.figures import classes, files, intervals, matrix, strength
+from dag.report.figures.style import DROP
 
 # Two architectures, their networks named in turn; what each source (row) takes from each victim's 80 points.
 FAMILIES = {"vgg-1": "vgg", "zf-1": "zf", "vgg-2": "vgg", "zf-2": "zf"}
@@ -46,19 +46,19 @@ def cells(taken=TAKEN, **columns):
 def test_what_is_lost_is_a_share_of_the_clean_score():
     # 60 of 80 points, 3 of 4, 0 of 50, and a gain of 5 on 50
     frame = pd.DataFrame({"score": [20.0, 1.0, 50.0, 55.0], "drop": [60.0, 3.0, 0.0, -5.0]})
-    assert figures.lost(frame).tolist() == [75, 75, 0, -10]
+    assert matrix.lost(frame).tolist() == [75, 75, 0, -10]
 
 
 def test_rows_that_are_alike_stand_together():
-    leaves, tree = figures.order(TAKEN.to_numpy())
+    leaves, tree = matrix.order(TAKEN.to_numpy())
     assert {frozenset(leaves[:2]), frozenset(leaves[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
     # the nearest two: rows 1 and 3 differ by (4, 20, 4, 8), rows 0 and 2 by (12, 4, 20, 4)
     assert tree[0, 2] == pytest.approx(np.sqrt(4**2 + 20**2 + 4**2 + 8**2))
-    assert figures.order(TAKEN.to_numpy()[:2]) == ([0, 1], None)
+    assert matrix.order(TAKEN.to_numpy()[:2]) == ([0, 1], None)
 
 
 def test_the_matrix_shows_every_pair_in_the_order_of_the_trees():
-    figure = figures.transfer_matrix(cells(), FAMILIES)
+    figure = matrix.transfer_matrix(cells(), FAMILIES)
     axes = figure.axes[0]
     rows = [label.get_text().lower() for label in axes.get_yticklabels()]
     columns = [label.get_text().lower().split("\n")[0] for label in axes.get_xticklabels()]
@@ -83,9 +83,9 @@ def test_the_matrix_shows_every_pair_in_the_order_of_the_trees():
 
 def test_a_matrix_needs_every_pair_and_every_family():
     with pytest.raises(ValueError, match="lacks victim 'zf-2' under 'vgg-2'; give all pairs"):
-        figures.transfer_matrix(cells().query("not (perturbation == 'vgg-2' and victim == 'zf-2')"), FAMILIES)
+        matrix.transfer_matrix(cells().query("not (perturbation == 'vgg-2' and victim == 'zf-2')"), FAMILIES)
     with pytest.raises(ValueError, match="network 'zf-2' has no family"):
-        figures.transfer_matrix(cells(), {"vgg-1": "vgg", "zf-1": "zf", "vgg-2": "vgg"})
+        matrix.transfer_matrix(cells(), {"vgg-1": "vgg", "zf-1": "zf", "vgg-2": "vgg"})
 
 
 def scaled():
@@ -103,7 +103,7 @@ def scaled():
 
 
 def test_strength_draws_drops_over_perceptibility():
-    figure = figures.strength(scaled())
+    figure = strength.strength(scaled())
     first, second = figure.axes
     assert first.get_title() == "A (mAP)" and second.get_title() == "B (mAP)"
     attack, noise = (container[0] for container in first.containers)
@@ -122,7 +122,7 @@ def test_files_are_drawn_in_the_order_of_the_configuration():
     kinds = ["float", "8-bit", "jpeg-90"]
     taken = TAKEN.loc[["vgg-1"], ["vgg-1", "zf-1"]]
     frame = pd.concat([cells(taken / (k + 1)).assign(pixels=kind) for k, kind in enumerate(kinds)], ignore_index=True)
-    (axes,) = figures.files(frame).axes
+    (axes,) = files.files(frame).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["float", "8-bit", "JPEG 90"]
     own, other = (container[0].get_ydata().tolist() for container in axes.containers)
     assert own == [72, 36, 24] and other == pytest.approx([4, 2, 4 / 3])
@@ -134,7 +134,7 @@ def test_classes_keep_their_row_in_every_panel():
         [("x", "a", "cat", 90, 10), ("x", "a", "dog", 80, 70), ("x", "b", "dog", 60, 0)],
         columns=["perturbation", "victim", "class", "clean", "score"],
     ).assign(row_label="X", column_label=["A", "A", "B"], task="detection")
-    first, second = figures.classes(frame).axes
+    first, second = classes.classes(frame).axes
     assert [label.get_text() for label in first.get_yticklabels()] == ["cat", "dog"]
     assert [line.get_xydata().tolist() for line in first.lines] == [[[90, 0], [80, 1]], [[10, 0], [70, 1]]]
     assert [line.get_xydata().tolist() for line in second.lines] == [[[60, 1]], [[0, 1]]]
@@ -146,7 +146,7 @@ def test_intervals_are_filled_where_they_leave_out_zero():
          ("y", "a", "clean", 3, -1, 6, False, False)],
         columns=["perturbation", "victim", "against", "difference", "low", "high", "resolved", "white_box"],
     ).assign(row_label=lambda frame: frame.perturbation.str.upper(), column_label="A", metric="mAP")  # fmt: skip
-    figure = figures.intervals(frame)
+    figure = intervals.intervals(frame)
     (axes,) = figure.axes
     marks = [line for line in axes.lines if line.get_marker() not in (None, "None", "")]
     assert [line.get_xdata()[0] for line in marks] == [30, 1, 3]

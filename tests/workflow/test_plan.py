@@ -7,8 +7,8 @@ import pytest
 import yaml
 from overlays import merge
 
-from dag.data import voc
-from dag.workflow import plan
+from dag.data import image_sets
+from dag.workflow import configuration, digests, plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
@@ -37,7 +37,7 @@ def changed(overlay: dict) -> dict:
 
 def message(config: dict) -> str:
     with pytest.raises(ValueError, match="^configuration, ") as caught:
-        plan.check(config, SCHEMA)
+        configuration.check(config, SCHEMA)
     text = str(caught.value)
     assert "\n" not in text and len(text) < 500, text
     return text
@@ -77,23 +77,28 @@ def shaped(**entry) -> dict:
 
 
 def test_the_default_is_sound():
-    plan.check(BASE, SCHEMA)
+    configuration.check(BASE, SCHEMA)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_overlay_is_sound(name):
-    plan.check(plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA)
+    configuration.check(
+        configuration.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA
+    )
 
 
 def test_null_takes_away_what_a_network_has():
     entry = {"files": {"caffemodel": "x"}, "arguments": {"body": "zf", "mean": [1, 2, 3]}, "label": "N"}
     config = merge({"networks": {"n": entry}, "voc": None}, {"networks": {"n": {"files": None}}})
     config = merge(config, {"networks": {"n": {"arguments": {"mean": None}}}})
-    assert plan.without_nulls(config) == {"networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}}, "voc": None}
+    assert configuration.without_nulls(config) == {
+        "networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}},
+        "voc": None,
+    }
 
 
 def test_retrained_networks_ask_for_no_released_weights():
-    config = plan.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
+    config = configuration.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
     full_size = [entry for entry in config["networks"].values() if ".caffe." in entry["architecture"]]
     assert len(full_size) >= 12 and all("recipe" in entry["training"] for entry in full_size)
     assert all("substitute" in entry for entry in full_size)
@@ -114,7 +119,7 @@ def test_retrained_networks_ask_for_no_released_weights():
     ],
 )
 def test_these_are_sound(overlay):
-    plan.check(changed(overlay), SCHEMA)
+    configuration.check(changed(overlay), SCHEMA)
 
 
 # Mistakes
@@ -398,20 +403,20 @@ def image_list(folder: Path, ids: str) -> list[dict]:
 def test_an_image_set_must_have_its_size_and_ids(tmp_path):
     parts = image_list(tmp_path, "b 1\na -1\n\nc\n")
     expected = [(tmp_path, "b"), (tmp_path, "a"), (tmp_path, "c")]
-    assert voc.read_image_set(parts, 3) == expected
+    assert image_sets.read_image_set(parts, 3) == expected
     digest = "0" * 64
-    right = voc.digest(["c", "a", "b"])
-    assert voc.read_image_set(parts, 3, right) == expected
+    right = image_sets.digest(["c", "a", "b"])
+    assert image_sets.read_image_set(parts, 3, right) == expected
     with pytest.raises(ValueError, match="^image set mine: 3 images in .*test.txt, expected 4; unpack the data again"):
-        voc.read_image_set(parts, 4, name="mine")
+        image_sets.read_image_set(parts, 4, name="mine")
     with pytest.raises(
         ValueError, match=f"^image set: the ids in .*test.txt have SHA-256 {right}, expected {digest}; "
     ):
-        voc.read_image_set(parts, 3, digest)
+        image_sets.read_image_set(parts, 3, digest)
     with pytest.raises(ValueError, match="image set: an image id appears twice in .*test.txt; list every image once"):
-        voc.read_image_set(parts + parts, 6)
+        image_sets.read_image_set(parts + parts, 6)
     with pytest.raises(ValueError, match="nowhere/x.txt: no such image list"):
-        voc.read_image_set([{"root": "nowhere", "list": "nowhere/x.txt"}], 3)
+        image_sets.read_image_set([{"root": "nowhere", "list": "nowhere/x.txt"}], 3)
 
 
 def test_a_training_set_may_hold_an_image_with_two_annotations(tmp_path):
@@ -419,17 +424,17 @@ def test_a_training_set_may_hold_an_image_with_two_annotations(tmp_path):
         (tmp_path / folder).mkdir()
     parts = image_list(tmp_path / "VOC2012", "a\nb\n") + image_list(tmp_path / "SBD", "b\nc\n")
     both = [(tmp_path / "VOC2012", "a"), (tmp_path / "VOC2012", "b"), (tmp_path / "SBD", "b"), (tmp_path / "SBD", "c")]
-    assert voc.read_image_set(parts, 4, voc.digest("abc"), repeated=True) == both
+    assert image_sets.read_image_set(parts, 4, image_sets.digest("abc"), repeated=True) == both
     with pytest.raises(ValueError, match="image id appears twice"):
-        voc.read_image_set(parts, 4)
+        image_sets.read_image_set(parts, 4)
     with pytest.raises(ValueError, match="image id appears twice"):
-        voc.read_image_set(parts + parts[:1], 6, repeated=True)
+        image_sets.read_image_set(parts + parts[:1], 6, repeated=True)
 
 
 def test_the_digest_of_ids_is_that_of_their_sorted_lines():
     import hashlib
 
-    assert voc.digest(["b", "a", "b"]) == hashlib.sha256(b"a\nb\n").hexdigest()
+    assert image_sets.digest(["b", "a", "b"]) == hashlib.sha256(b"a\nb\n").hexdigest()
 
 
 def test_a_folder_of_the_user_gives_the_size(tmp_path):
@@ -455,8 +460,8 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
         | rows("none", "mini-fr-zf-07")
     )
     config["tables"]["mine"]["image_set"] = "mine"
-    plan.check(config, SCHEMA)
-    local = plan.with_local_voc(config)
+    configuration.check(config, SCHEMA)
+    local = configuration.with_local_voc(config)
     assert local["image_sets"]["mine"]["size"] == 4 and local["image_sets"]["mine"]["sha256"] is None
     # what no table needs may be missing; derived lists, the miniature and the original stay
     assert local["image_sets"]["unused"]["size"] == 4952
@@ -464,15 +469,15 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
     assert local["image_sets"]["derived"] == config["image_sets"]["derived"]
     assert local["image_sets"]["mini-test"] == BASE["image_sets"]["mini-test"]
     assert config["image_sets"]["mine"]["size"] == 4952
-    assert plan.with_local_voc(config | {"voc": None})["image_sets"]["mine"]["size"] == 4952
+    assert configuration.with_local_voc(config | {"voc": None})["image_sets"]["mine"]["size"] == 4952
     with pytest.raises(ValueError, match="configuration, voc: absent is not a folder; name the one that holds"):
-        plan.with_local_voc(config | {"voc": "absent"})
+        configuration.with_local_voc(config | {"voc": "absent"})
     (tmp_path / "VOC2012/ImageSets/test.txt").unlink()
     with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
-        plan.with_local_voc(config)
+        configuration.with_local_voc(config)
     # a table of clean images alone needs its images too
     with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
-        plan.with_local_voc(merge(config, {"tables": {"mine": {"perturbations": ["none"]}}}))
+        configuration.with_local_voc(merge(config, {"tables": {"mine": {"perturbations": ["none"]}}}))
 
 
 # What follows from a configuration
@@ -566,7 +571,7 @@ def test_shards(size, shard_size, count):
     names = plan.shards(config, "s")
     assert len(names) == count and names[0] == "0000" and names[-1] == f"{count - 1:04d}"
     images = [(Path("root"), str(number)) for number in range(size)]
-    slices = [voc.shard_of(images, name, shard_size) for name in names]
+    slices = [image_sets.shard_of(images, name, shard_size) for name in names]
     assert [image for part in slices for image in part] == images and all(slices)
 
 
@@ -575,8 +580,8 @@ def test_shards_given_up():
     assert plan.shards(config, "s") == ["0000", "0002"] and plan.given_up(config, "s") == ["0001"]
     assert plan.shards(config, "t") == ["0001"] and plan.given_up(config, "t") == ["0000"]
     images = [(Path("root"), name) for name in "abcde"]
-    assert [name for _, name in voc.without_shards(images, ["0001"], 2)] == ["a", "b", "e"]
-    assert voc.without_shards(images, [], 2) == images
+    assert [name for _, name in image_sets.without_shards(images, ["0001"], 2)] == ["a", "b", "e"]
+    assert image_sets.without_shards(images, [], 2) == images
 
 
 def test_advice_names_the_shards_that_failed():
@@ -632,7 +637,7 @@ def package(folder: Path, **modules: str) -> Path:
         path = folder / "dag" / (name.replace(".", "/") + ".py")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    plan._outline.cache_clear()
+    digests.outline.cache_clear()
     return folder
 
 
@@ -649,7 +654,7 @@ MODULES = {
 
 
 def digest(folder: Path, **changes: str) -> str:
-    return plan.code_digest(package(folder, **MODULES | changes), "dag.top")
+    return digests.code_digest(package(folder, **MODULES | changes), "dag.top")
 
 
 def test_comments_docstrings_and_layout_do_not_count(tmp_path):
@@ -675,16 +680,16 @@ def test_a_string_that_is_no_docstring_counts(tmp_path):
 
 def test_an_architecture_outside_the_package_counts(tmp_path):
     mine = tmp_path / "mine.py"
-    digests = []
+    found = []
     for text in ("from dag import bottom\nA = 1\n", "from dag import bottom\nA = 2\n"):
         mine.write_text(text)
         package(tmp_path, **MODULES)
-        digests.append(plan.code_digest(tmp_path, f"{mine}:make"))
+        found.append(digests.code_digest(tmp_path, f"{mine}:make"))
     package(tmp_path, bottom="VALUE = 2\n")
-    digests.append(plan.code_digest(tmp_path, f"{mine}:make"))
-    assert len(set(digests)) == 3
+    found.append(digests.code_digest(tmp_path, f"{mine}:make"))
+    assert len(set(found)) == 3
     # an installed package is known by its version
-    assert plan.code_digest(tmp_path, "numpy.linalg:norm") == plan.code_digest(tmp_path)
+    assert digests.code_digest(tmp_path, "numpy.linalg:norm") == digests.code_digest(tmp_path)
 
 
 def test_the_digest_of_the_project_covers_what_the_jobs_run():
@@ -695,7 +700,7 @@ def test_the_digest_of_the_project_covers_what_the_jobs_run():
         if path in found or not path.is_file():
             continue
         found.add(path)
-        pending += plan._outline(path)[1]
+        pending += digests.outline(path)[1]
     names = {path.stem for path in found}
     assert {"perturb", "engine", "targets", "arithmetic", "store", "voc", "interface", "operators"} <= names
     assert not {"tables", "figures", "score", "training", "mini", "plan"} & names

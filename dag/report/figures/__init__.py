@@ -1,0 +1,1 @@
+"""Figures, one module for every kind; each takes arrays or frames and returns a matplotlib Figure."""

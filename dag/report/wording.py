@@ -1,0 +1,64 @@
+"""How perturbations, pixels and images are called in print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dag.workflow.names import check_pixels, parse
+
+CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "Gaussian noise"}
+
+
+def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str, str]) -> str:
+    """What a perturbation is called in print: "none", "FR-ZF-07 (r1)", "r1 + r3 (permuted)".
+
+    A source without a symbol is called by its label.  A variant of the attack stands in the
+    brackets, or, where summands differ, behind each of them: "r1@algorithm-1 + r5".
+
+    Raises
+    ------
+    ValueError
+        If the name is malformed or a source has no label.
+    """
+    if perturbation == "none":
+        return "none"
+    recipe = parse(perturbation)
+    networks, variants = zip(*(source.partition("@")[::2] for source in recipe.sources), strict=True)
+    for network in networks:
+        if network not in labels:
+            raise ValueError(f"perturbation {perturbation!r} names network {network!r}, which has no label")
+    changes = [
+        f"p = {recipe.scale} · 10⁻³" if recipe.scale else "",
+        f"{CONTROL_WORDS[recipe.control]} {recipe.draw or ''}".rstrip() if recipe.control else "",
+    ]
+    if len(networks) == 1:
+        text, notes = labels[networks[0]], [symbols.get(networks[0], ""), variants[0], *changes]
+    else:
+        shared = variants[0] if len(set(variants)) == 1 else ""
+        summands = [
+            symbols.get(network, labels[network]) + (f"@{variant}" if variant and not shared else "")
+            for network, variant in zip(networks, variants, strict=True)
+        ]
+        text, notes = " + ".join(summands), [shared, *changes]
+    notes = ", ".join(note for note in notes if note)
+    return f"{text} ({notes})" if notes else text
+
+
+def pixel_words(pixels: str) -> str:
+    """How perturbed images reached the victims, in words."""
+    check_pixels(pixels)
+    known = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
+    return known.get(pixels) or f"images saved as JPEG files of quality {pixels.removeprefix('jpeg-')}"
+
+
+def images_of(image_set: str, count: int, missing: str) -> str:
+    """How many images of an image set a number is of, and which ones are missing."""
+    ids = missing.split()
+    of = f" of {image_set}" if image_set else ""
+    return f"{count} of {count + len(ids)} images{of}, missing: {listed(ids)}" if ids else f"{count} images{of}"
+
+
+def listed(ids: Sequence[str], shown: int = 8) -> str:
+    """Ids in print: the first ones, and how many there are beside them."""
+    rest = f" and {len(ids) - shown} more (all in the CSV file)" if len(ids) > shown else ""
+    return ", ".join(ids[:shown]) + rest

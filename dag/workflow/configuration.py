@@ -1,0 +1,244 @@
+"""The configuration checked, so that a mistake is one sentence before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from dag.data import image_sets
+from dag.workflow import plan
+from dag.workflow.names import PerturbationName, check_pixels, parse
+
+RESERVED = ("all", "claims", "perceptibility", "statuses")
+
+
+def check(config: dict, schema: Path) -> None:
+    """Refuse a configuration that cannot be run.
+
+    Raises
+    ------
+    ValueError
+        One sentence: an unknown key, a wrong type, an unknown network, perturbation, image set, or a
+        table that cannot be made.
+    """
+    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
+    errors = sorted(validator.iter_errors(config), key=lambda error: len(error.absolute_path), reverse=True)
+    if errors:
+        error = jsonschema.exceptions.best_match(errors)
+        place = ".".join(str(part) for part in error.absolute_path) or "top level"
+        raise ValueError(f"configuration, {place}: {_plain(error)}")
+    for name in config["targets"]:
+        if name not in config["tables"] and name not in config["figures"]:
+            raise ValueError(f"configuration, targets: {name!r} is neither a table nor a figure")
+    for name, entry in config["networks"].items():
+        for file in entry.get("files", {}).values():
+            if file not in config["downloads"] and "/" not in file:
+                raise ValueError(
+                    f"configuration, networks.{name}: file {file!r} is not in downloads; "
+                    f"a file of your own is given by its path, ./{file} for one in the working directory"
+                )
+        if "training" in entry:
+            _check_training(config, name)
+    for file, entry in config["downloads"].items():
+        if "archive" in entry and "urls" not in config["downloads"].get(entry["archive"], {}):
+            raise ValueError(
+                f"configuration, downloads.{file}: archive {entry['archive']!r} is not an entry of downloads with urls"
+            )
+    if "none" in config["networks"]:
+        raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
+    for name in (*config["tables"], *config["figures"]):
+        if name in RESERVED:
+            raise ValueError(f"configuration, {name}: this name is taken by what is always made; choose another")
+    for name in config["figures"]:
+        if name in config["tables"]:
+            raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")
+    _check_pixels("pixels", config)
+    for kind in ("tables", "figures"):
+        for name, entry in config[kind].items():
+            _check_pixels(f"{kind}.{name}.pixels", entry)
+            _check_product(config, f"{kind}.{name}", entry)
+    for entry in config["given_up"]:
+        image_set, _, shard = entry.partition("/")
+        if image_set not in config["image_sets"] or shard not in plan.all_shards(config, image_set):
+            raise ValueError(f"configuration, given_up: there is no shard {entry}; write image set/shard")
+        if not plan.shards(config, image_set):
+            raise ValueError(f"configuration, given_up: no shard of {image_set} is left; take one out of the list")
+
+
+def _check_pixels(place: str, entry: dict) -> None:
+    """Refuse pixels that no job makes."""
+    for pixels in entry.get("pixels", []):
+        try:
+            check_pixels(pixels)
+        except ValueError as error:
+            raise ValueError(f"configuration, {place}: {error}") from error
+
+
+def _check_training(config: dict, name: str) -> None:
+    """Refuse a training whose body, recipe, images or initial weights do not exist."""
+    place, entry = f"configuration, networks.{name}", config["networks"][name]
+    training = entry["training"]
+    if "body" in training:
+        if training["body"] not in config["bodies"]:
+            raise ValueError(f"{place}: body {training['body']!r} is not in bodies")
+        return
+    if training["recipe"] not in config["recipes"]:
+        raise ValueError(f"{place}: recipe {training['recipe']!r} is not in recipes")
+    task = config["recipes"][training["recipe"]]["task"]
+    if task != entry["task"]:
+        raise ValueError(f"{place}: recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
+    if training["image_set"] not in config["image_sets"]:
+        raise ValueError(f"{place}: image set {training['image_set']!r} is not in image_sets")
+    initial, stages = training["initial"], {name}
+    if isinstance(initial, str) and initial not in config["downloads"] and "/" not in initial:
+        raise ValueError(f"{place}: initial weights {initial!r} are not in downloads")
+    while isinstance(initial, dict):
+        stage = initial["network"]
+        if "recipe" not in config["networks"].get(stage, {}).get("training", {}):
+            raise ValueError(f"{place}: initial network {stage!r} is not a network that a recipe trains")
+        if stage in stages:
+            raise ValueError(f"{place}: it starts from {stage!r}, which starts from it; name a file for one of them")
+        stages.add(stage)
+        initial = config["networks"][stage]["training"]["initial"]
+
+
+def _plain(error: jsonschema.ValidationError) -> str:
+    """A jsonschema error in words that do not need the schema."""
+    if error.validator == "additionalProperties":
+        known = ", ".join(sorted(error.schema.get("properties", {}))) or "names of another form"
+        unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
+        return f"unknown key {unknown[0]!r}; known keys are {known}"
+    if error.validator == "oneOf" and all("required" in option for option in error.validator_value):
+        return f"give exactly one of {' and '.join(option['required'][0] for option in error.validator_value)}"
+    if error.validator == "contains":
+        return f"{error.instance!r} must contain {error.validator_value['const']!r}"
+    return error.message
+
+
+def _check_product(config: dict, place: str, entry: dict) -> None:
+    others = entry.get("other_image_sets", {})
+    if others and entry.get("kind") == "gallery":
+        raise ValueError(f"configuration, {place}: a gallery shows one image set; make one gallery for each")
+    for image_set in (entry["image_set"], *others.values()):
+        if image_set not in config["image_sets"]:
+            raise ValueError(f"configuration, {place}: image set {image_set!r} is not in image_sets")
+        if config["image_sets"][image_set].get("repeated"):
+            raise ValueError(
+                f"configuration, {place}: image set {image_set!r} may list an image twice; it is for training alone"
+            )
+    for network in others:
+        if network not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
+    for victim in plan.victims(entry):
+        if victim not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
+    _check_choice(place, entry)
+    if entry.get("kind") == "shapes":
+        network = entry["network"]
+        if network not in config["networks"]:
+            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
+        if config["networks"][network]["task"] != "segmentation":
+            raise ValueError(f"configuration, {place}: network {network!r} labels no pixels; name one for segmentation")
+    for row in plan.named(entry):
+        try:
+            _check_row(config, entry.get("kind", entry.get("layout")), row)
+        except ValueError as error:
+            raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
+    _check_paper(place, entry)
+
+
+def _check_choice(place: str, entry: dict) -> None:
+    """Refuse a way to choose images, or an arrangement, that does not fit the rest of a figure."""
+    if "choose" in entry and entry["kind"] != "examples":
+        raise ValueError(
+            f"configuration, {place}: choose is for examples, whose victims have clean scores; leave it out"
+        )
+    if entry.get("choose") == "clean" and not isinstance(entry.get("images"), int):
+        raise ValueError(f"configuration, {place}: choose has no say in images that are named; give their number")
+    if entry.get("arrangement") == "rows":
+        for panel in entry.get("panels", []):
+            if len(panel["victims"]) > 1:
+                raise ValueError(
+                    f"configuration, {place}: a panel of the arrangement rows has one victim, "
+                    f"not {len(panel['victims'])}; make a panel for each, or choose another arrangement"
+                )
+
+
+def _check_paper(place: str, entry: dict) -> None:
+    """Refuse values of the paper that no cell of a table would show."""
+    white_box = entry.get("layout") == "white-box"
+    known_rows = entry["sources"] if white_box else plan.rows(entry)
+    known_columns = ("ORIG", "ADVR", "PERM", "p") if white_box else (*plan.victims(entry), "p")
+    for row, columns in entry.get("paper", {}).items():
+        if row not in known_rows:
+            raise ValueError(f"configuration, {place}: paper names the row {row!r}, which the table does not have")
+        for column in columns:
+            if column not in known_columns:
+                raise ValueError(
+                    f"configuration, {place}: paper names the column {column!r} in row {row!r}; "
+                    f"known are {', '.join(known_columns)}"
+                )
+
+
+def _check_row(config: dict, kind: str, row: str) -> None:
+    """Refuse a perturbation that no rule makes, or that a figure of this kind cannot show."""
+    recipe = parse(row)
+    for source in recipe.sources:
+        plan.attack(config, source)
+    if recipe.draw > config["permutations"]:
+        raise ValueError(f"there are only {config['permutations']} draws, see permutations")
+    if kind in ("examples", "gallery") and (recipe.is_mean or not recipe.sources):
+        raise ValueError("a panel shows one perturbation; name a source, a sum, or one draw of a control")
+    if kind in ("density", "convergence", "matrix", "white-box") and (
+        recipe != PerturbationName(recipe.sources) or len(recipe.sources) != 1
+    ):
+        raise ValueError("only sources are shown here; name one, without a sum, a scale or a control")
+    if kind == "strength" and (recipe.scale or not recipe.sources):
+        raise ValueError("the figure scales a source, a sum, or a control of these; name one, without .p-")
+    if kind == "intervals" and (recipe.control or not recipe.sources):
+        raise ValueError("the figure adds the controls itself; name a source or a sum")
+
+
+def without_nulls(config: dict) -> dict:
+    """The configuration without what is null in `networks`: so an overlay takes away `files` or one of `arguments`."""
+    return {**config, "networks": _without_nulls(config.get("networks", {}))}
+
+
+def _without_nulls(mapping: dict) -> dict:
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in mapping.items()
+        if value is not None
+    }
+
+
+def with_local_voc(config: dict) -> dict:
+    """The configuration with the image sets of a VOC folder that the user has named by `voc`.
+
+    Such a folder is used as it is: its own lists say which images, and how many.  Image sets with a
+    list that is derived by a rule keep their size and digest.
+
+    Raises
+    ------
+    ValueError
+        If the folder does not exist, or one of its lists that is needed.
+    """
+    if config["voc"] is None:
+        return config
+    if not Path(config["voc"]).is_dir():
+        raise ValueError(
+            f"configuration, voc: {config['voc']} is not a folder; name the one that holds VOC2007/ and VOC2012/"
+        )
+    sets = {}
+    used = {image_set for _, image_set in plan.all_source_sets(config)}
+    used |= {image_set for entry in plan.products(config).values() for image_set in plan.image_sets(entry)}
+    used |= {entry["image_set"] for entry in plan.products(config).values() if entry.get("kind") == "shapes"}
+    for name, entry in config["image_sets"].items():
+        own = all(part["list"].startswith("{voc}/") for part in entry["parts"])
+        lists = [Path(part["list"].format(voc=config["voc"])) for part in entry["parts"]]
+        if own and (name in used or all(path.is_file() for path in lists)):
+            entry = {**entry, "size": sum(len(image_sets.read_ids(path)) for path in lists), "sha256": None}
+        sets[name] = entry
+    return {**config, "image_sets": sets}

@@ -1,0 +1,68 @@
+"""Digests of the code behind a job: what makes a result stale when the project changes.
+
+Snakemake's own trigger looks at the time stamp of a script, which every clone renews, and never at the modules that the
+script imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+# Modules that move arrays and messages and decide no number: a change in them makes no result stale.  What changes
+# the content of a shard changes `store.FORMAT`, which every shard carries.
+WITHOUT_NUMBERS = frozenset({"dag.workflow.startup", "dag.workflow.store", "dag.workflow.lock"})
+
+
+def code_digest(root: Path, *code: str) -> str:
+    """Digest of the given code and of every module of the project that it imports.
+
+    It is taken from the syntax trees without docstrings and without the messages of exceptions: a comment, another
+    layout or a clearer sentence makes no result stale.  `WITHOUT_NUMBERS` is left out.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds the package and the scripts.
+    code : str
+        A script ("scripts/attack/perturb.py", from `root` or from the working directory), a module
+        ("dag.attack.perturb") or a function ("dag.networks.mini.fcn:fcn").  An installed package is left out: its
+        version is recorded instead.
+    """
+    pending, found = list(code), {}
+    while pending:
+        module = pending.pop().partition(":")[0]
+        path = root / (module if module.endswith(".py") else module.replace(".", "/") + ".py")
+        if module.endswith(".py") and not path.is_file():
+            path = Path(module)
+        if module in found or module in WITHOUT_NUMBERS or not path.is_file():
+            continue
+        found[module], imported = outline(path)
+        pending += imported
+    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:16]
+
+
+def package_digest(root: Path) -> str:
+    """Digest of all modules of the package in `root` but `WITHOUT_NUMBERS`, see `code_digest`."""
+    files = [path.relative_to(root).with_suffix("") for path in sorted((root / "dag").rglob("*.py"))]
+    return code_digest(root, *(".".join(file.parts) for file in files))
+
+
+@cache
+def outline(path: Path) -> tuple[str, tuple[str, ...]]:
+    """What a file computes, as text, and the modules of the project that it imports."""
+    tree = ast.parse(path.read_text())
+    imported = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dag":
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names if alias.name.split(".")[0] == "dag"]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+    return ast.unparse(tree), tuple(imported)
