@@ -14,7 +14,7 @@ from dag.workflow.store import write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
-frames = [
+shown = [
     frames.transfer(
         json.loads(Path(path).read_text()),
         entry["perturbations"],
@@ -25,7 +25,7 @@ frames = [
     )
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
 ]
-frame = frames.perceptibility(pd.concat(frames))
+frame = frames.perceptibility(pd.concat(shown))
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(
     snakemake.output.markdown, printing.document("Perceptibility of the perturbations", {"All perturbations": frame})
