@@ -11,8 +11,8 @@ would multiply the storage.
 rule perturb:
     """Dense Adversary Generation on one shard with one source."""
     input:
-        weights=source_weights,
-        lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
+        weights=lambda wildcards: list(paths.weights(config, plan.network_of(wildcards.source)).values()),
+        lists=lambda wildcards: ancient(paths.image_lists(config, wildcards.image_set)),
     output:
         "results/{experiment}/{image_set}/perturbations/{source}/{shard}.h5",
     log:
@@ -24,10 +24,10 @@ rule perturb:
     resources:
         gpu=lambda wildcards: budget.gpus(config, [plan.network_of(wildcards.source)]),
         mem_mb=lambda wildcards: budget.memory_mb(config, [plan.network_of(wildcards.source)]),
-        runtime=attack_minutes,
+        runtime=lambda wildcards: jobs.attack_minutes(config, wildcards.source),
     params:
-        network=lambda wildcards: network(plan.network_of(wildcards.source)),
-        image_set=lambda wildcards: image_set(wildcards.image_set),
+        network=lambda wildcards: jobs.network(config, plan.network_of(wildcards.source)),
+        image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
         settings=lambda wildcards: plan.attack(config, wildcards.source),
         seed=config["seed"],
         code=code("scripts/attack/perturb.py"),
@@ -38,8 +38,8 @@ rule perturb:
 rule shape:
     """Shaped examples: natural images and noise that a segmentation network labels as a chosen map."""
     input:
-        weights=lambda wildcards: list(weights(product(wildcards.product)["network"]).values()),
-        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
+        weights=lambda wildcards: list(paths.weights(config, product(wildcards.product)["network"]).values()),
+        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
     output:
         "results/{experiment}/shapes/{product}.h5",
     log:
@@ -47,22 +47,18 @@ rule shape:
     benchmark:
         "results/{experiment}/benchmarks/shape/{product}.tsv"
     wildcard_constraints:
-        product=of_kind("kind", "shapes"),
+        product=one_of(plan.of_kind(config, "shapes")),
     conda:
         "../environment.yml"
     resources:
         gpu=lambda wildcards: budget.gpus(config, [product(wildcards.product)["network"]]),
         mem_mb=lambda wildcards: budget.memory_mb(config, [product(wildcards.product)["network"]]),
-        runtime=shape_minutes,
+        runtime=lambda wildcards: jobs.shape_minutes(config, wildcards.product),
     params:
-        network=lambda wildcards: network(product(wildcards.product)["network"]),
-        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
+        network=lambda wildcards: jobs.network(config, product(wildcards.product)["network"]),
+        image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
-        entry=lambda wildcards: {
-            key: value
-            for key, value in product(wildcards.product).items()
-            if key in ("images", "noise", "shapes", "size", "attack")
-        },
+        entry=lambda wildcards: jobs.shape_settings(config, wildcards.product),
         seed=config["seed"],
         code=code("scripts/attack/shape.py"),
     script:
@@ -72,7 +68,10 @@ rule shape:
 rule combine:
     """Element-wise sum of the perturbations of several sources."""
     input:
-        summands,
+        lambda wildcards: [
+            paths.perturbation(config, wildcards.image_set, source, wildcards.shard)
+            for source in wildcards.combination.split("+")
+        ],
     output:
         temp("results/{experiment}/{image_set}/perturbations/{combination}/{shard}.h5"),
     log:

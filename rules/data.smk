@@ -67,15 +67,16 @@ rule download:
     log:
         "logs/download/{file}.txt",
     wildcard_constraints:
-        file=files_that_are(extracted=False),
+        file=one_of(paths.downloads(config, extracted=False)),
     localrule: True
     conda:
         "../environment.yml"
     params:
         path="resources/downloads/{file}",
         pins="resources/downloads.lock.json",
-        checks=checks,
-        urls=mirrors,
+        checks=lambda wildcards: jobs.download(config, wildcards.file),
+        # follows from `output`, so that another mirror is no reason to run anything again
+        urls=lambda wildcards, output: jobs.mirrors(config, wildcards.file),
     script:
         "../scripts/data/download.py"
 
@@ -83,13 +84,13 @@ rule download:
 rule extract:
     """A file of `downloads` that was published inside an archive, checked like a download."""
     input:
-        archive=archive,
+        archive=lambda wildcards: paths.archive(config, wildcards.file),
     output:
         "resources/checked/{file}",
     log:
         "logs/extract/{file}.txt",
     wildcard_constraints:
-        file=files_that_are(extracted=True),
+        file=one_of(paths.downloads(config, extracted=True)),
     conda:
         "../environment.yml"
     resources:
@@ -98,7 +99,7 @@ rule extract:
     params:
         member=lambda wildcards: config["downloads"][wildcards.file]["member"],
         pins="resources/downloads.lock.json",
-        checks=checks,
+        checks=lambda wildcards: jobs.download(config, wildcards.file),
     script:
         "../scripts/data/extract.py"
 
@@ -119,7 +120,7 @@ rule unpack_voc_2007:
         mem_mb=1000,
         runtime=60,
     params:
-        members=voc_members("VOC2007"),
+        members=jobs.voc_members("VOC2007"),
         strip=2,
     script:
         "../scripts/data/unpack_voc.py"
@@ -141,7 +142,7 @@ rule unpack_voc_2012:
         mem_mb=1000,
         runtime=60,
     params:
-        members=voc_members("VOC2012"),
+        members=jobs.voc_members("VOC2012"),
         strip=2,
     script:
         "../scripts/data/unpack_voc.py"
@@ -212,7 +213,7 @@ rule list_images_seg11valid:
     """The published list of segmented validation images of VOC2011 that are not in SBD train."""
     input:
         ids=["resources/checked/seg11valid.txt"],
-        within=ids_of(("VOC2012", "Segmentation/val")),
+        within=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
     output:
         "resources/image_sets/seg11valid.txt",
     log:
@@ -221,7 +222,7 @@ rule list_images_seg11valid:
     conda:
         "../environment.yml"
     params:
-        expected=expected("seg11valid"),
+        expected=jobs.derived_list(config, "seg11valid"),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
@@ -231,7 +232,7 @@ rule list_images_voc11_seg_train:
     """Segmented training images of VOC2011, under the label maps of VOC2012."""
     input:
         ids=["resources/VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt"],
-        within=ids_of(("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
+        within=paths.voc_lists(config, ("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
     output:
         "resources/image_sets/voc11-seg-train.txt",
     log:
@@ -240,7 +241,7 @@ rule list_images_voc11_seg_train:
     conda:
         "../environment.yml"
     params:
-        expected=expected("voc11-seg-train"),
+        expected=jobs.derived_list(config, "voc11-seg-train"),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
@@ -253,7 +254,7 @@ rule list_images_sbd_without_voc12:
             "resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt",
             "resources/VOCdevkit/SBD/ImageSets/Segmentation/val.txt",
         ],
-        without=ids_of(("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
+        without=paths.voc_lists(config, ("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
     output:
         "resources/image_sets/sbd-without-voc12.txt",
     log:
@@ -262,7 +263,7 @@ rule list_images_sbd_without_voc12:
     conda:
         "../environment.yml"
     params:
-        expected=expected("sbd-without-voc12"),
+        expected=jobs.derived_list(config, "sbd-without-voc12"),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
@@ -271,9 +272,9 @@ rule list_images_sbd_without_voc12:
 rule list_images_table4_687:
     """Images with masks and boxes that the first four networks of Table 4 have not been trained on."""
     input:
-        ids=ids_of(("VOC2012", "Segmentation/val")),
+        ids=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
         without=["resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt"],
-        without_2007=ids_of(("VOC2007", "Main/trainval")),
+        without_2007=paths.voc_lists(config, ("VOC2007", "Main/trainval")),
     output:
         "resources/image_sets/table4-687.txt",
     log:
@@ -282,7 +283,7 @@ rule list_images_table4_687:
     conda:
         "../environment.yml"
     params:
-        expected=expected("table4-687"),
+        expected=jobs.derived_list(config, "table4-687"),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
@@ -291,9 +292,9 @@ rule list_images_table4_687:
 rule list_images_table4_110:
     """Images with masks and boxes that detectors trained on 07+12 trainval have not seen either."""
     input:
-        ids=ids_of(("VOC2012", "Segmentation/val")),
-        without=ids_of(("VOC2012", "Main/trainval")),
-        without_2007=ids_of(("VOC2007", "Main/trainval")),
+        ids=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
+        without=paths.voc_lists(config, ("VOC2012", "Main/trainval")),
+        without_2007=paths.voc_lists(config, ("VOC2007", "Main/trainval")),
     output:
         "resources/image_sets/table4-110.txt",
     log:
@@ -302,7 +303,7 @@ rule list_images_table4_110:
     conda:
         "../environment.yml"
     params:
-        expected=expected("table4-110"),
+        expected=jobs.derived_list(config, "table4-110"),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"

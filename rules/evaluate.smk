@@ -14,9 +14,11 @@ rule predict:
     when that differs.
     """
     input:
-        weights=cell_weights,
-        perturbations=cell_perturbations,
-        lists=lambda wildcards: ancient(image_lists(wildcards.image_set)),
+        weights=lambda wildcards: jobs.cell_weights(config, wildcards.product, wildcards.image_set),
+        perturbations=lambda wildcards: jobs.cell_perturbations(
+            config, wildcards.product, wildcards.image_set, wildcards.shard
+        ),
+        lists=lambda wildcards: ancient(paths.image_lists(config, wildcards.image_set)),
     output:
         "results/{experiment}/cells/{product}/{image_set}/{shard}.json",
     log:
@@ -27,15 +29,19 @@ rule predict:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, list(cells(wildcards))),
-        mem_mb=lambda wildcards: budget.memory_mb(config, list(cells(wildcards))),
-        runtime=predict_minutes,
+        gpu=lambda wildcards: budget.gpus(config, list(jobs.cells(config, wildcards.product, wildcards.image_set))),
+        mem_mb=lambda wildcards: budget.memory_mb(
+            config, list(jobs.cells(config, wildcards.product, wildcards.image_set))
+        ),
+        runtime=lambda wildcards: jobs.predict_minutes(config, wildcards.product, wildcards.image_set),
     params:
-        folder=lambda wildcards: f"{RESULTS}/{wildcards.image_set}",
-        cells=cells,
-        networks=lambda wildcards: {name: network(name) for name in cells(wildcards)},
-        image_set=lambda wildcards: image_set(wildcards.image_set),
-        pixels=lambda wildcards: pixels(product(wildcards.product)),
+        folder=lambda wildcards: f"{paths.results(config)}/{wildcards.image_set}",
+        cells=lambda wildcards: jobs.cells(config, wildcards.product, wildcards.image_set),
+        networks=lambda wildcards: {
+            name: jobs.network(config, name) for name in jobs.cells(config, wildcards.product, wildcards.image_set)
+        },
+        image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         code=code("scripts/evaluate/predict.py"),
     script:
         "../scripts/evaluate/predict.py"
@@ -44,8 +50,8 @@ rule predict:
 rule score:
     """mIoU or mAP of every cell of a table or figure, with paired bootstrap errors."""
     input:
-        manifests=cell_manifests,
-        lists=lambda wildcards: ancient(product_lists(wildcards)),
+        manifests=lambda wildcards: paths.manifests(config, wildcards.product),
+        lists=lambda wildcards: ancient(paths.image_lists(config, *plan.image_sets(product(wildcards.product)))),
     output:
         "results/{experiment}/scores/{product}.json",
     log:
@@ -56,8 +62,8 @@ rule score:
         mem_mb=4000,
         runtime=60,
     params:
-        networks=victims,
-        image_sets=product_image_sets,
+        networks=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
+        image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("scripts/evaluate/score.py"),

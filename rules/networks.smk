@@ -28,21 +28,21 @@ rule pretrain:
 rule train:
     """A network of the miniature from its body and its list of training images."""
     input:
-        unpack(training_inputs),
+        unpack(lambda wildcards: jobs.training_inputs(config, wildcards.network)),
     output:
         "resources/weights/{network}.pt",
     log:
         "logs/train/{network}.txt",
     wildcard_constraints:
-        network=networks_trained_by("body"),
+        network=one_of(plan.trained_by(config, "body")),
     conda:
         "../environment.yml"
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        network=lambda wildcards: network(wildcards.network),
-        settings=training,
+        network=lambda wildcards: jobs.network(config, wildcards.network),
+        settings=lambda wildcards: training(wildcards.network),
         seed=config["seed"],
         code=code("scripts/networks/train.py"),
     script:
@@ -56,26 +56,26 @@ rule train_by_recipe:
     killed goes on from there.
     """
     input:
-        initial=recipe_initial,
-        lists=lambda wildcards: ancient(image_lists(training(wildcards)["image_set"])),
+        initial=lambda wildcards: paths.initial_weights(config, wildcards.network),
+        lists=lambda wildcards: ancient(paths.image_lists(config, training(wildcards.network)["image_set"])),
     output:
         "resources/weights/{network}.pt",
     log:
         "logs/train_by_recipe/{network}.txt",
     wildcard_constraints:
-        network=networks_trained_by("recipe"),
+        network=one_of(plan.trained_by(config, "recipe")),
     conda:
         "../environment.yml"
     threads: 2
     resources:
         gpu=1,
-        mem_mb=lambda wildcards: 6000 + 700 * config["recipes"][training(wildcards)["recipe"]].get("batch", 1),
+        mem_mb=lambda wildcards: 6000 + 700 * config["recipes"][training(wildcards.network)["recipe"]].get("batch", 1),
         runtime=2880,
     params:
-        network=lambda wildcards: network(wildcards.network),
-        image_set=lambda wildcards: image_set(training(wildcards)["image_set"]),
-        repeated=lambda wildcards: config["image_sets"][training(wildcards)["image_set"]].get("repeated", False),
-        recipe=lambda wildcards: config["recipes"][training(wildcards)["recipe"]],
+        network=lambda wildcards: jobs.network(config, wildcards.network),
+        image_set=lambda wildcards: jobs.image_set(config, training(wildcards.network)["image_set"]),
+        repeated=lambda wildcards: config["image_sets"][training(wildcards.network)["image_set"]].get("repeated", False),
+        recipe=lambda wildcards: config["recipes"][training(wildcards.network)["recipe"]],
         seed=config["seed"],
         code=code("scripts/networks/train_by_recipe.py"),
     script:

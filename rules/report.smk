@@ -26,17 +26,17 @@ rule tabulate:
     log:
         "logs/tabulate/{experiment}/{product}.txt",
     wildcard_constraints:
-        product="|".join(config["tables"]),
+        product=one_of(config["tables"]),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        title=lambda wildcards: titled(wildcards.product),
+        title=lambda wildcards: description.titled(config, product(wildcards.product)),
         description=lambda wildcards: product(wildcards.product)["description"],
-        labels=lambda wildcards: labels(product(wildcards.product)),
-        notes=lambda wildcards: substitutes(product(wildcards.product)),
+        labels=lambda wildcards: description.labels(config, product(wildcards.product)),
+        notes=lambda wildcards: description.substitutes(config, product(wildcards.product)),
         symbols=config["symbols"],
-        pixels=lambda wildcards: pixels(product(wildcards.product)),
+        pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         code=code("scripts/report/tabulate.py"),
     script:
         "../scripts/report/tabulate.py"
@@ -45,7 +45,7 @@ rule tabulate:
 rule tabulate_statuses:
     """How the attack ended on the images of every source of `all`."""
     input:
-        shards=all_source_shards,
+        shards=paths.source_shards(config, plan.all_source_sets(config)),
     output:
         csv="results/{experiment}/tables/statuses.csv",
         markdown=report(
@@ -59,7 +59,7 @@ rule tabulate_statuses:
     conda:
         "../environment.yml"
     params:
-        networks=networks_by_name(),
+        networks=plan.printed_networks(config),
         paper=config["paper_iterations"],
         code=code("scripts/report/tabulate_statuses.py"),
     script:
@@ -69,7 +69,7 @@ rule tabulate_statuses:
 rule tabulate_perceptibility:
     """Perceptibility of every perturbation that a transfer table of `all` shows."""
     input:
-        scores=transfer_scores,
+        scores=jobs.transfer_scores(config),
     output:
         csv="results/{experiment}/tables/perceptibility.csv",
         markdown=report(
@@ -83,8 +83,8 @@ rule tabulate_perceptibility:
     conda:
         "../environment.yml"
     params:
-        tables=transfer_tables(),
-        networks=networks_by_name(),
+        tables=jobs.transfer_tables(config),
+        networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_perceptibility.py"),
     script:
@@ -94,8 +94,8 @@ rule tabulate_perceptibility:
 rule tabulate_claims:
     """What of the paper's claims holds, from the transfer tables and the sources of `all`."""
     input:
-        scores=transfer_scores,
-        shards=all_source_shards,
+        scores=jobs.transfer_scores(config),
+        shards=paths.source_shards(config, plan.all_source_sets(config)),
     output:
         csv="results/{experiment}/tables/claims.csv",
         markdown=report(
@@ -109,9 +109,9 @@ rule tabulate_claims:
     conda:
         "../environment.yml"
     params:
-        tables=transfer_tables(),
-        networks=networks_by_name(),
-        families=families(),
+        tables=jobs.transfer_tables(config),
+        networks=plan.printed_networks(config),
+        families=plan.families(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_claims.py"),
     script:
@@ -122,7 +122,7 @@ rule plot_density:
     """Figure 3: scores against the density of the attacked proposals."""
     input:
         scores="results/{experiment}/scores/{product}.json",
-        shards=source_shards,
+        shards=lambda wildcards: paths.source_shards(config, plan.source_sets(product(wildcards.product))),
     output:
         csv="results/{experiment}/figures/{product}.csv",
         svg="results/{experiment}/figures/{product}.svg",
@@ -135,12 +135,12 @@ rule plot_density:
     log:
         "logs/plot_density/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "density"),
+        product=one_of(plan.of_kind(config, "density")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        networks=networks_by_name(),
+        networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/plot_density.py"),
     script:
@@ -163,16 +163,16 @@ rule plot_transfer:
     log:
         "logs/plot_transfer/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "matrix", "strength", "files", "classes", "intervals"),
+        product=one_of(plan.of_kind(config, "matrix", "strength", "files", "classes", "intervals")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         pairs=lambda wildcards: plan.shown_pairs(product(wildcards.product)),
         bases=lambda wildcards: plan.bases(product(wildcards.product)),
-        pixels=lambda wildcards: pixels(product(wildcards.product)),
-        networks=networks_by_name(),
-        families=families(),
+        pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
+        networks=plan.printed_networks(config),
+        families=plan.families(config),
         symbols=config["symbols"],
         code=code("scripts/report/plot_transfer.py"),
     script:
@@ -182,7 +182,7 @@ rule plot_transfer:
 rule plot_convergence:
     """Figure 4: active targets against iterations."""
     input:
-        shards=source_shards,
+        shards=lambda wildcards: paths.source_shards(config, plan.source_sets(product(wildcards.product))),
     output:
         csv="results/{experiment}/figures/{product}.csv",
         svg="results/{experiment}/figures/{product}.svg",
@@ -195,11 +195,11 @@ rule plot_convergence:
     log:
         "logs/plot_convergence/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "convergence"),
+        product=one_of(plan.of_kind(config, "convergence")),
     conda:
         "../environment.yml"
     params:
-        networks=networks_by_name(),
+        networks=plan.printed_networks(config),
         code=code("scripts/report/plot_convergence.py"),
     script:
         "../scripts/report/plot_convergence.py"
@@ -208,9 +208,9 @@ rule plot_convergence:
 rule plot_examples:
     """Example panels: image, perturbation, perturbed image, predictions before and after."""
     input:
-        manifests=cell_manifests,
-        perturbations=example_perturbations,
-        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
+        manifests=lambda wildcards: paths.manifests(config, wildcards.product),
+        perturbations=lambda wildcards: jobs.row_shards(config, wildcards.product),
+        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
     output:
         svg="results/{experiment}/figures/{product}.svg",
         png=report(
@@ -222,14 +222,14 @@ rule plot_examples:
     log:
         "logs/plot_examples/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "examples"),
+        product=one_of(plan.of_kind(config, "examples")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
+        image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
-        networks=networks_by_name(),
+        networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/plot_examples.py"),
     script:
@@ -240,10 +240,10 @@ rule draw_gallery:
     """Pictures and data of one shard of a gallery."""
     input:
         manifest=lambda wildcards: (
-            f"{RESULTS}/cells/{wildcards.product}/{product(wildcards.product)['image_set']}/{wildcards.shard}.json"
+            paths.cells(config, wildcards.product, product(wildcards.product)["image_set"], wildcards.shard)
         ),
-        perturbations=gallery_perturbations,
-        lists=lambda wildcards: ancient(image_lists(product(wildcards.product)["image_set"])),
+        perturbations=lambda wildcards: jobs.row_shards(config, wildcards.product, wildcards.shard),
+        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
     output:
         pictures=directory("results/{experiment}/galleries/{product}/pictures/{shard}"),
         details="results/{experiment}/galleries/{product}/details/{shard}.js",
@@ -251,7 +251,7 @@ rule draw_gallery:
     log:
         "logs/draw_gallery/{experiment}/{product}/{shard}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "gallery"),
+        product=one_of(plan.of_kind(config, "gallery")),
     conda:
         "../environment.yml"
     resources:
@@ -259,8 +259,8 @@ rule draw_gallery:
         runtime=120,
     params:
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
-        image_set=lambda wildcards: image_set(product(wildcards.product)["image_set"]),
-        victims=victims,
+        image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
+        victims=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
         code=code("scripts/report/draw_gallery.py"),
     script:
         "../scripts/report/draw_gallery.py"
@@ -269,9 +269,9 @@ rule draw_gallery:
 rule write_gallery:
     """A page on which every image of an image set can be looked at; not part of Snakemake's own report."""
     input:
-        records=gallery_parts("records/{shard}.json"),
-        details=gallery_parts("details/{shard}.js"),
-        pictures=gallery_parts("pictures/{shard}"),
+        records=lambda wildcards: paths.gallery_parts(config, wildcards.product, "records/{shard}.json"),
+        details=lambda wildcards: paths.gallery_parts(config, wildcards.product, "details/{shard}.js"),
+        pictures=lambda wildcards: paths.gallery_parts(config, wildcards.product, "pictures/{shard}"),
         page=[str(HERE / "report" / f"gallery.{suffix}") for suffix in ("html", "css", "js")],
     output:
         html="results/{experiment}/galleries/{product}/index.html",
@@ -281,15 +281,15 @@ rule write_gallery:
     log:
         "logs/write_gallery/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "gallery"),
+        product=one_of(plan.of_kind(config, "gallery")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
-        experiment=lambda wildcards: {"experiment": config["title"], "notice": described()},
-        victims=victims,
-        networks=networks_by_name(),
+        experiment=lambda wildcards: {"experiment": config["title"], "notice": description.notice(config)},
+        victims=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
+        networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/write_gallery.py"),
     script:
@@ -312,13 +312,13 @@ rule plot_shapes:
     log:
         "logs/plot_shapes/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=of_kind("kind", "shapes"),
+        product=one_of(plan.of_kind(config, "shapes")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
-        images=lambda wildcards: image_set(product(wildcards.product)["image_set"])["size"],
-        label=lambda wildcards: printed(product(wildcards.product)["network"]),
+        images=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"])["size"],
+        label=lambda wildcards: plan.printed(config, product(wildcards.product)["network"]),
         code=code("scripts/report/plot_shapes.py"),
     script:
         "../scripts/report/plot_shapes.py"
@@ -327,10 +327,10 @@ rule plot_shapes:
 rule write_index:
     """One page with all tables and figures that opens in any browser."""
     input:
-        products=[file for name in config["targets"] for file in files_of(name)],
-        claims=multiext(f"{RESULTS}/tables/claims", ".csv", ".md"),
-        perceptibility=multiext(f"{RESULTS}/tables/perceptibility", ".csv", ".md"),
-        statuses=multiext(f"{RESULTS}/tables/statuses", ".csv", ".md"),
+        products=[file for name in config["targets"] for file in paths.product_files(config, name)],
+        claims=multiext(f"{paths.results(config)}/tables/claims", ".csv", ".md"),
+        perceptibility=multiext(f"{paths.results(config)}/tables/perceptibility", ".csv", ".md"),
+        statuses=multiext(f"{paths.results(config)}/tables/statuses", ".csv", ".md"),
         template=f"{HERE}/report/index.html.j2",
         style=f"{HERE}/report/index.css",
     output:
@@ -342,8 +342,8 @@ rule write_index:
     params:
         experiment=description.experiment(config),
         products={name: product(name) for name in config["targets"]},
-        files={name: files_of(name) for name in config["targets"]},
-        captions={name: caption(name) for name in config["targets"]},
+        files={name: paths.product_files(config, name) for name in config["targets"]},
+        captions={name: description.caption(config, name, HERE / "report") for name in config["targets"]},
         code=code("scripts/report/write_index.py"),
     script:
         "../scripts/report/write_index.py"
@@ -352,8 +352,8 @@ rule write_index:
 rule write_provenance:
     """Code, configuration, weights, images and packages behind the results, from the headers of all shards."""
     input:
-        shards=all_source_shards,
-        made=made_files,
+        shards=paths.source_shards(config, plan.all_source_sets(config)),
+        made=[file for entry in paths.made(config).values() for files in entry.values() for file in files],
     output:
         "results/{experiment}/provenance.json",
     log:
@@ -361,7 +361,7 @@ rule write_provenance:
     conda:
         "../environment.yml"
     params:
-        products=made_products(),
+        products=paths.made(config),
         configuration=config,
         package=digests.package_digest(HERE),
         code=code("scripts/report/write_provenance.py"),
@@ -375,4 +375,4 @@ for name in config["tables"] | config["figures"]:
         name:
             name
         input:
-            files_of(name),
+            paths.product_files(config, name),

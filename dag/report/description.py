@@ -7,6 +7,7 @@ network's weights come from where its entry says.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from dag.workflow import plan
 from dag.workflow.names import CONTROLS, parse
@@ -109,6 +110,37 @@ def badge(config: dict) -> str:
     return KINDS[config["kind"]][0]
 
 
+def titled(config: dict, entry: dict) -> str:
+    """Title of a table wherever it goes, with the kind of the experiment: a miniature's is not the paper's."""
+    return f"{entry['title']} ({badge(config)})"
+
+
+def notice(config: dict) -> str:
+    """What the experiment is, and which images it does without."""
+    missing = ", ".join(config["given_up"])
+    text = f"{badge(config)}. {config['description']}"
+    return text + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
+
+
+def caption(config: dict, product: str, folder: Path) -> str:
+    """Caption of a figure for Snakemake's own report, by its name or else its kind; nothing if there is none."""
+    kind = plan.product(config, product).get("kind")
+    files = [folder / f"{stem}.rst" for stem in (product, kind) if kind]
+    return next((file.read_text() for file in files if file.is_file()), "")
+
+
+def labels(config: dict, entry: dict) -> dict[str, str]:
+    """Printed names of the networks that a table or figure mentions."""
+    return {name: plan.printed(config, name) for name in plan.mentioned(entry)}
+
+
+def substitutes(config: dict, entry: dict) -> dict[str, str]:
+    """What stands in for what in a table or figure, by printed name."""
+    networks = config["networks"]
+    stands_in = [name for name in plan.mentioned(entry) if "substitute" in networks[name]]
+    return {plan.printed(config, name): networks[name]["substitute"] for name in stands_in}
+
+
 def experiment(config: dict) -> dict:
     """The facts of an experiment, as text and numbers.
 
@@ -173,9 +205,9 @@ def _network(config: dict, name: str) -> dict:
     victims = {victim for product in plan.products(config).values() for victim in plan.victims(product)}
     parts = [part for part, names in (("source", sources), ("victim", victims)) if name in names]
     return {
-        "label": entry["label"] + ("†" if "substitute" in entry else ""),
+        "label": plan.printed(config, name),
         "task": entry["task"],
-        "family": entry.get("family", name),
+        "family": plan.families(config)[name],
         "part": " and ".join(parts),
         "weights": _weights(config, entry),
         "substitute": entry.get("substitute", ""),

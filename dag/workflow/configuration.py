@@ -11,7 +11,7 @@ from dag.data import image_sets
 from dag.workflow import plan
 from dag.workflow.names import PerturbationName, check_pixels, parse
 
-RESERVED = ("all", "claims", "perceptibility", "statuses")
+RESERVED = ("all", *plan.ABOUT)
 
 
 def check(config: dict, schema: Path) -> None:

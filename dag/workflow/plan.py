@@ -6,11 +6,34 @@ Pure functions; nothing here reads an image, a weight or a result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dag.workflow.names import parse
+
+# Tables that are always made.
+ABOUT = ("claims", "perceptibility", "statuses")
+
+
+def product(config: dict, name: str) -> dict:
+    """Table or figure by name."""
+    return (config["tables"] | config["figures"])[name]
+
+
+def of_kind(config: dict, *kinds: str) -> list[str]:
+    """Names of all figures of these kinds."""
+    return [name for name, entry in config["figures"].items() if entry["kind"] in kinds]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Pattern that matches these names and nothing else; of no names, one that never matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def pixels(config: dict, entry: dict) -> list[str]:
+    """How perturbed images reach the victims of a table or figure."""
+    return entry.get("pixels", config["pixels"])
 
 
 def victims(entry: dict) -> list[str]:
@@ -77,7 +100,7 @@ def bases(entry: dict) -> dict[str, str]:
 
 def products(config: dict) -> dict[str, dict]:
     """The tables and figures that `all` makes, by name."""
-    return {name: (config["tables"] | config["figures"])[name] for name in config["targets"]}
+    return {name: product(config, name) for name in config["targets"]}
 
 
 def draws(row: str, permutations: int) -> list[str]:
@@ -139,6 +162,40 @@ def networks(config: dict) -> list[str]:
     entries = products(config).values()
     shaped = [entry["network"] for entry in entries if entry.get("kind") == "shapes"]
     return list(dict.fromkeys([*sources, *(name for entry in entries for name in victims(entry)), *shaped]))
+
+
+def trained_by(config: dict, key: str) -> list[str]:
+    """Networks whose training names a `body` (those of the miniature) or a `recipe`."""
+    return [name for name, entry in config["networks"].items() if key in entry.get("training", {})]
+
+
+def training(config: dict, network: str) -> dict:
+    """How a network is trained here."""
+    return config["networks"][network]["training"]
+
+
+def printed(config: dict, network: str) -> str:
+    """What a network is called in print, with a dagger if it stands in for another."""
+    entry = config["networks"][network]
+    return entry["label"] + ("†" if "substitute" in entry else "")
+
+
+def printed_networks(config: dict, names: Iterable[str] | None = None) -> dict[str, dict]:
+    """Printed name and task of networks; of all of them by default."""
+    return {
+        name: {"label": printed(config, name), "task": config["networks"][name]["task"]}
+        for name in (config["networks"] if names is None else names)
+    }
+
+
+def families(config: dict) -> dict[str, str]:
+    """What counts as the architecture of every network; one without `family` is its own."""
+    return {name: entry.get("family", name) for name, entry in config["networks"].items()}
+
+
+def mentioned(entry: dict) -> list[str]:
+    """Networks that a table or figure mentions, in order of their names."""
+    return sorted({*victims(entry), *(network_of(source) for source, _ in source_sets(entry))})
 
 
 def network_of(source: str) -> str:

@@ -1,0 +1,140 @@
+"""What the jobs are told: networks, image sets, cells, run times.  Their parameters, so a change in them is a rerun.
+
+Pure functions of the configuration; where files are is said in `dag.workflow.paths`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dag.workflow import budget, digests, paths, plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def code(*modules: str) -> str:
+    """Digest of the code behind a job: Snakemake itself does not look at imported modules."""
+    return digests.code_digest(ROOT, *modules)
+
+
+def download(config: dict, file: str) -> dict:
+    """Published size and checksums of a file of `downloads`."""
+    return {key: value for key, value in config["downloads"][file].items() if key not in ("urls", "archive", "member")}
+
+
+def mirrors(config: dict, file: str) -> list[str]:
+    """Where a file of `downloads` can come from, the user's own folder first."""
+    own = [config["weights"]] if config["weights"] else []
+    return own + config["downloads"][file].get("urls", [])
+
+
+def voc_members(year: str) -> list[str]:
+    """The part of the VOC archives that is unpacked."""
+    return [f"VOCdevkit/{year}/{folder}" for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets")]
+
+
+def derived_list(config: dict, image_set: str) -> dict:
+    """Size and digest that a derived list must have."""
+    return {key: config["image_sets"][image_set].get(key) for key in ("size", "sha256")}
+
+
+def image_set(config: dict, name: str) -> dict:
+    """Name, parts, size, digest and shards of an image set, and the identity of images that are made here."""
+    entry = config["image_sets"][name]
+    fixed = {"size": entry["size"], "sha256": entry.get("sha256"), "shard_size": config["shard_size"]}
+    told = {"name": name, "parts": paths.parts(config, name)} | fixed
+    if entry.get("made_by") == "mini":
+        told["made"] = {"settings": config["mini"]["test"], "code": code("dag.data.mini")}
+    return told
+
+
+def image_sets(config: dict, product: str) -> dict[str, dict]:
+    """The image sets of a table or figure, and who is evaluated on them."""
+    entry = plan.product(config, product)
+    return {
+        name: image_set(config, name)
+        | {"given_up": plan.given_up(config, name)}
+        | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
+        for name in plan.image_sets(entry)
+    }
+
+
+def network(config: dict, name: str) -> dict:
+    """Name, task, architecture, arguments, weight files by role, and code of a network."""
+    entry = config["networks"][name]
+    return {
+        "name": name,
+        "task": entry["task"],
+        "architecture": entry["architecture"],
+        "arguments": entry.get("arguments", {}),
+        "files": paths.weights(config, name),
+        "code": code(entry["architecture"]),
+    }
+
+
+def training_inputs(config: dict, name: str) -> dict[str, str]:
+    """What a network of the miniature is trained from."""
+    training = config["networks"][name]["training"]
+    return {
+        "images": f"resources/mini/train/ImageSets/{training['list']}.txt",
+        "body": f"resources/weights/bodies/{training['body']}.pt",
+    }
+
+
+def cells(config: dict, product: str, image_set: str) -> dict[str, list[str]]:
+    """Perturbations that each victim of a table or figure on an image set has to see."""
+    return plan.cells(plan.product(config, product), image_set, config["permutations"])
+
+
+def cell_weights(config: dict, product: str, image_set: str) -> list[str]:
+    """Weight files of these victims."""
+    return [file for victim in cells(config, product, image_set) for file in paths.weights(config, victim).values()]
+
+
+def cell_perturbations(config: dict, product: str, image_set: str, shard: str) -> list[str]:
+    """One shard of each of these perturbations, `none` aside."""
+    names = dict.fromkeys(name for seen in cells(config, product, image_set).values() for name in seen)
+    return [paths.perturbation(config, image_set, name, shard) for name in names if name != "none"]
+
+
+def shape_settings(config: dict, product: str) -> dict:
+    """What of a figure decides its shaped examples."""
+    keys = ("images", "noise", "shapes", "size", "attack")
+    return {key: value for key, value in plan.product(config, product).items() if key in keys}
+
+
+def row_shards(config: dict, product: str, shard: str | None = None) -> list[str]:
+    """Shards of every perturbation of example panels or of a gallery: one of each, or all."""
+    entry = plan.product(config, product)
+    shards = plan.shards(config, entry["image_set"]) if shard is None else [shard]
+    return [paths.perturbation(config, entry["image_set"], row, name) for row in plan.rows(entry) for name in shards]
+
+
+def transfer_tables(config: dict) -> dict[str, dict]:
+    """The transfer tables of `all` by name, with their pixels."""
+    return {
+        name: entry | {"pixels": plan.pixels(config, entry)}
+        for name, entry in plan.products(config).items()
+        if entry.get("layout") == "transfer"
+    }
+
+
+def transfer_scores(config: dict) -> list[str]:
+    """Scores of these tables."""
+    return [f"{paths.results(config)}/scores/{name}.json" for name in transfer_tables(config)]
+
+
+def attack_minutes(config: dict, source: str) -> int:
+    """Run time of `perturb` to ask a scheduler for."""
+    return budget.run_time_minutes(budget.attack_seconds(config, source, config["shard_size"]), small=480)
+
+
+def shape_minutes(config: dict, product: str) -> int:
+    """Run time of `shape` to ask a scheduler for."""
+    return budget.run_time_minutes(budget.shape_seconds(config, plan.product(config, product)), small=120)
+
+
+def predict_minutes(config: dict, product: str, image_set: str) -> int:
+    """Run time of `predict` to ask a scheduler for."""
+    entry = plan.product(config, product)
+    return budget.run_time_minutes(budget.predict_seconds(config, entry, image_set, config["shard_size"]), small=240)

@@ -1,0 +1,162 @@
+"""Where the files of an experiment are: images, weights, shards, scores, tables and figures.
+
+Pure functions of the configuration; paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dag.workflow import plan
+
+
+def voc(config: dict) -> str:
+    """Folder that holds VOC2007/ and VOC2012/: the user's, or the one that downloads are unpacked in."""
+    return config["voc"] or "resources/VOCdevkit"
+
+
+def voc_lists(config: dict, *lists: tuple[str, str]) -> list[str]:
+    """Lists of the ImageSets folders of VOC, from (folder, name) pairs."""
+    return [f"{voc(config)}/{year}/ImageSets/{name}.txt" for year, name in lists]
+
+
+def parts(config: dict, image_set: str) -> list[dict[str, str]]:
+    """Folder and list of every part of an image set."""
+    entries = config["image_sets"][image_set]["parts"]
+    return [{key: path.format(voc=voc(config)) for key, path in part.items()} for part in entries]
+
+
+def image_lists(config: dict, *image_sets: str) -> list[str]:
+    """Files that list the images of image sets."""
+    return [part["list"] for image_set in image_sets for part in parts(config, image_set)]
+
+
+def is_extracted(config: dict, file: str) -> bool:
+    """Whether a file of `downloads` is taken out of an archive.
+
+    A member that the user has by itself, in the folder `weights` or in resources/downloads/, is treated
+    like a download.  A member that is extracted already stays as it is.
+    """
+    if "archive" not in config["downloads"][file]:
+        return False
+    checked = Path("resources/checked", file)
+    if checked.is_file() and not checked.is_symlink():
+        return True
+    own = [Path(config["weights"]).expanduser()] if config["weights"] else []
+    return not any((folder / file).is_file() for folder in [*own, Path("resources/downloads")])
+
+
+def downloads(config: dict, extracted: bool) -> list[str]:
+    """Files of `downloads` that are, or are not, taken out of archives."""
+    return [file for file in config["downloads"] if is_extracted(config, file) == extracted]
+
+
+def archive(config: dict, file: str) -> str:
+    """Archive that a file of `downloads` is taken out of."""
+    return f"resources/checked/{config['downloads'][file]['archive']}"
+
+
+def weight_file(config: dict, file: str) -> str:
+    """Path of an entry of `downloads`, or of a file of the user's own."""
+    return f"resources/checked/{file}" if file in config["downloads"] else str(Path(file))
+
+
+def weights(config: dict, network: str) -> dict[str, str]:
+    """Weight files of a network by role: trained here, or downloaded."""
+    entry = config["networks"][network]
+    if "training" in entry:
+        return {"state_dict": f"resources/weights/{network}.pt"}
+    return {role: weight_file(config, file) for role, file in entry["files"].items()}
+
+
+def initial_weights(config: dict, network: str) -> str:
+    """Weights that a recipe starts from: a file, or another network that is trained here."""
+    initial = config["networks"][network]["training"]["initial"]
+    if isinstance(initial, str):
+        return weight_file(config, initial)
+    return weights(config, initial["network"])["state_dict"]
+
+
+def results(config: dict) -> str:
+    """Folder of the experiment."""
+    return f"results/{config['experiment']}"
+
+
+def perturbation(config: dict, image_set: str, name: str, shard: str) -> str:
+    """Shard of a perturbation."""
+    return f"{results(config)}/{image_set}/perturbations/{name}/{shard}.h5"
+
+
+def source_shards(config: dict, sources: Iterable[tuple[str, str]]) -> list[str]:
+    """Every shard of the perturbations of (source, image set) pairs."""
+    return [
+        perturbation(config, image_set, source, shard)
+        for source, image_set in sources
+        for shard in plan.shards(config, image_set)
+    ]
+
+
+def cells(config: dict, product: str, image_set: str, shard: str) -> str:
+    """Manifest of the cells of one shard of a table or figure."""
+    return f"{results(config)}/cells/{product}/{image_set}/{shard}.json"
+
+
+def manifests(config: dict, product: str) -> list[str]:
+    """Manifests of all cells of a table or figure."""
+    return [
+        cells(config, product, image_set, shard)
+        for image_set in plan.image_sets(plan.product(config, product))
+        for shard in plan.shards(config, image_set)
+    ]
+
+
+def gallery_parts(config: dict, product: str, pattern: str) -> list[str]:
+    """Files of all shards of a gallery, by a pattern with {shard}."""
+    folder = f"{results(config)}/galleries/{product}"
+    shards = plan.shards(config, plan.product(config, product)["image_set"])
+    return [f"{folder}/{pattern.format(shard=shard)}" for shard in shards]
+
+
+def product_files(config: dict, product: str) -> list[str]:
+    """Files that make up a table or figure."""
+    if product in config["tables"]:
+        return _each(f"{results(config)}/tables/{product}", ".csv", ".md", ".tex", ".svg", ".png")
+    kind = config["figures"][product]["kind"]
+    if kind == "gallery":
+        return _each(f"{results(config)}/galleries/{product}/", "index.html", "gallery.css", "gallery.js", "data.js")
+    return _each(f"{results(config)}/figures/{product}", *([] if kind == "examples" else [".csv"]), ".svg", ".png")
+
+
+def about(config: dict) -> list[str]:
+    """Tables that are always made, as numbers."""
+    return [f"{results(config)}/tables/{name}.csv" for name in plan.ABOUT]
+
+
+def everything(config: dict) -> list[str]:
+    """All that `all` makes."""
+    files = [file for product in config["targets"] for file in product_files(config, product)]
+    return [*files, *about(config), f"{results(config)}/index.html", f"{results(config)}/provenance.json"]
+
+
+def made(config: dict) -> dict[str, dict[str, list[str]]]:
+    """What each table and figure of `all` is made of, and its files."""
+    found = {
+        product: {
+            "manifests": manifests(config, product),
+            "files": product_files(config, product),
+            "shapes": _shapes(config, product),
+        }
+        for product in config["targets"]
+    }
+    return found | {"about": {"manifests": [], "files": about(config)}}
+
+
+def _shapes(config: dict, product: str) -> list[str]:
+    """The shard of the shaped examples that a figure shows."""
+    is_shapes = plan.product(config, product).get("kind") == "shapes"
+    return [f"{results(config)}/shapes/{product}.h5"] if is_shapes else []
+
+
+def _each(stem: str, *endings: str) -> list[str]:
+    return [stem + ending for ending in endings]

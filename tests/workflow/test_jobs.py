@@ -1,0 +1,118 @@
+"""What the jobs read, write and are told, against paths and parameters written out by hand."""
+
+import pytest
+from overlays import merge
+
+from dag.workflow import jobs, paths, plan
+
+CONFIG = {
+    "experiment": "e", "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"], "permutations": 1,
+    "pixels": ["float"], "targets": ["t", "f", "g", "c"],
+    "downloads": {"a.caffemodel": {"archive": "x.zip", "member": "m/a"}, "x.zip": {"urls": ["u"], "md5": "1"}},
+    "networks": {
+        "a": {"label": "A", "task": "segmentation", "architecture": "dag.data.mini:make",
+              "files": {"caffemodel": "a.caffemodel", "means": "./own/means.npy"}},
+        "b": {"label": "B", "task": "detection", "architecture": "z:z", "family": "f", "substitute": "C",
+              "training": {"body": "body", "list": "Main/07"}},
+        "c": {"label": "C", "task": "segmentation", "architecture": "z:z",
+              "training": {"recipe": "r", "initial": {"network": "d"}}},
+    },
+    "image_sets": {"s": {"size": 5, "parts": [{"root": "{voc}/VOC2007", "list": "{voc}/VOC2007/l.txt"},
+                                              {"root": "own", "list": "own/l.txt"}]}},
+    "tables": {"t": {"layout": "transfer", "image_set": "s", "perturbations": ["none", "a+b.signs"], "victims": ["b"]}},
+    "figures": {
+        "f": {"kind": "examples", "image_set": "s", "panels": [{"perturbation": "a", "victims": ["a", "b"]}]},
+        "g": {"kind": "gallery", "image_set": "s", "perturbations": ["a"], "victims": ["a"]},
+        "c": {"kind": "convergence", "image_set": "s", "sources": ["a@v"]},
+        "unused": {"kind": "shapes", "image_set": "s", "network": "a", "title": "", "size": 1},
+    },
+}  # fmt: skip
+
+
+def test_where_weights_are():
+    assert paths.weights(CONFIG, "a") == {
+        "caffemodel": "resources/checked/a.caffemodel", "means": "own/means.npy"
+    }  # fmt: skip
+    assert paths.weights(CONFIG, "b") == {"state_dict": "resources/weights/b.pt"}
+    trained = merge(CONFIG, {"networks": {"d": {"training": {"recipe": "r", "initial": "a.caffemodel"}}}})
+    assert paths.initial_weights(trained, "c") == "resources/weights/d.pt"
+    assert paths.initial_weights(trained, "d") == "resources/checked/a.caffemodel"
+
+
+def test_a_member_that_the_user_has_is_not_extracted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.downloads(CONFIG, extracted=True) == ["a.caffemodel"]
+    assert paths.archive(CONFIG, "a.caffemodel") == "resources/checked/x.zip"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.caffemodel").touch()
+    assert paths.downloads(CONFIG | {"weights": "mine"}, extracted=True) == []
+    (tmp_path / "resources/checked").mkdir(parents=True)
+    (tmp_path / "resources/checked/a.caffemodel").touch()  # extracted before
+    assert paths.downloads(CONFIG | {"weights": "mine"}, extracted=True) == ["a.caffemodel"]
+
+
+def test_where_images_are():
+    assert paths.image_lists(CONFIG, "s") == ["resources/VOCdevkit/VOC2007/l.txt", "own/l.txt"]
+    assert paths.image_lists(CONFIG | {"voc": "/v"}, "s") == ["/v/VOC2007/l.txt", "own/l.txt"]
+    assert jobs.image_set(CONFIG, "s") == {
+        "name": "s", "size": 5, "sha256": None, "shard_size": 2,
+        "parts": [{"root": "resources/VOCdevkit/VOC2007", "list": "resources/VOCdevkit/VOC2007/l.txt"},
+                  {"root": "own", "list": "own/l.txt"}],
+    }  # fmt: skip
+    made = merge(CONFIG, {"image_sets": {"s": {"made_by": "mini"}}, "mini": {"test": {"seed": 1}}})
+    assert jobs.image_set(made, "s")["made"] == {"settings": {"seed": 1}, "code": jobs.code("dag.data.mini")}
+    assert jobs.image_sets(CONFIG, "f")["s"].items() >= {"given_up": ["0001"], "victims": ["a", "b"]}.items()
+
+
+def test_what_all_makes():
+    base = "results/e"
+    assert paths.everything(CONFIG) == [
+        *(f"{base}/tables/t.{kind}" for kind in ("csv", "md", "tex", "svg", "png")),
+        f"{base}/figures/f.svg", f"{base}/figures/f.png",
+        *(f"{base}/galleries/g/{name}" for name in ("index.html", "gallery.css", "gallery.js", "data.js")),
+        *(f"{base}/figures/c.{kind}" for kind in ("csv", "svg", "png")),
+        *(f"{base}/tables/{name}.csv" for name in ("claims", "perceptibility", "statuses")),
+        f"{base}/index.html", f"{base}/provenance.json",
+    ]  # fmt: skip
+    # a shard that is given up is nowhere
+    assert paths.manifests(CONFIG, "t") == [f"{base}/cells/t/s/{shard}.json" for shard in ("0000", "0002")]
+    assert paths.source_shards(CONFIG, [("a@v", "s")]) == [
+        f"{base}/s/perturbations/a@v/{shard}.h5" for shard in ("0000", "0002")
+    ]
+    assert paths.made(CONFIG)["c"]["shapes"] == []
+    shapes = paths.made(CONFIG | {"targets": ["unused"]})
+    assert shapes["unused"]["shapes"] == [f"{base}/shapes/unused.h5"]
+
+
+def test_what_predict_is_told():
+    assert jobs.cells(CONFIG, "t", "s") == {"b": ["none", "a+b.signs-1"]}
+    assert jobs.cell_weights(CONFIG, "t", "s") == ["resources/weights/b.pt"]
+    assert jobs.cell_perturbations(CONFIG, "t", "s", "0002") == ["results/e/s/perturbations/a+b.signs-1/0002.h5"]
+    assert jobs.row_shards(CONFIG, "f") == [f"results/e/s/perturbations/a/{shard}.h5" for shard in ("0000", "0002")]
+    assert jobs.row_shards(CONFIG, "g", "0002") == ["results/e/s/perturbations/a/0002.h5"]
+    assert jobs.shape_settings(CONFIG, "unused") == {"size": 1}
+
+
+def test_what_training_and_downloads_are_told():
+    assert jobs.training_inputs(CONFIG, "b") == {
+        "images": "resources/mini/train/ImageSets/Main/07.txt", "body": "resources/weights/bodies/body.pt"
+    }  # fmt: skip
+    assert jobs.download(CONFIG, "x.zip") == {"md5": "1"} and jobs.mirrors(CONFIG, "x.zip") == ["u"]
+    assert jobs.mirrors(CONFIG | {"weights": "mine"}, "a.caffemodel") == ["mine"]
+    network = jobs.network(CONFIG, "a")
+    assert network["files"] == paths.weights(CONFIG, "a") and network["code"] == jobs.code("dag.data.mini")
+
+
+def test_names_in_print():
+    assert plan.printed_networks(CONFIG, ["b"]) == {"b": {"label": "B†", "task": "detection"}}
+    assert plan.families(CONFIG) == {"a": "a", "b": "f", "c": "c"}
+    assert plan.mentioned(plan.product(CONFIG, "t")) == ["a", "b"]
+    assert plan.mentioned(plan.product(CONFIG, "c")) == ["a"]
+
+
+@pytest.mark.parametrize(("names", "matches"), [(["a.b", "c"], ["a.b", "c"]), ([], [])])
+def test_a_pattern_of_names_matches_these_alone(names, matches):
+    import re
+
+    found = [text for text in ("a.b", "axb", "c", "", "d") if re.fullmatch(plan.one_of(names), text)]
+    assert found == matches
