@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+# No folder, no hidden file, no second column.
+_ID = re.compile(r"[^\s./\\][^\s/\\]*")
+
 
 def read_ids(path: str | Path) -> list[str]:
-    """Image ids of a list of `ImageSets`, in its order: the first column of every line.
+    """Image ids of a list of `ImageSets`, in its order: one on every line, UTF-8.
 
     Raises
     ------
     ValueError
-        If the file is missing or lists nothing.
+        If the file is missing, is no text, lists nothing, or has a line that is not an image id.  Lists of one class
+        (`aeroplane_train.txt`), which have -1, 0 or 1 behind every id, are among these.
     """
     path = Path(path)
     try:
-        ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise ValueError(f"{path}: no such image list; check the image set or unpack the data again") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the image list is not UTF-8 text ({error}); save it as UTF-8") from error
+    ids = []
+    for number, line in enumerate(lines, 1):
+        image_id = line.strip(" \t")
+        if not image_id:
+            continue
+        if not _ID.fullmatch(image_id) or not image_id.isprintable():
+            raise ValueError(
+                f"{path}, line {number}: {image_id[:40]!r} is not an image id; write one id per line, the name of the "
+                "image file without folder and ending"
+            )
+        ids.append(image_id)
     if not ids:
         raise ValueError(f"{path}: the image list is empty; write one image id per line")
     return ids
@@ -105,7 +123,7 @@ def select(
     Parameters
     ----------
     ids : iterable of str
-        Where to begin.
+        Ids to select from.
     within : iterable of str, optional
         Ids among which all that are left must be.
     without : iterable of str

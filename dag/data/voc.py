@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ CLASSES = (
     "tvmonitor",
 )
 VOID = 255
+
+# Where the files of an image are: the image itself, and its ground truth by task.
+FILES = {
+    "image": "JPEGImages/{}.jpg",
+    "segmentation": "SegmentationClass/{}.png",
+    "detection": "Annotations/{}.xml",
+}
+
+# Pillow warns of images of more than 89 million pixels without their name: `_open` refuses them with it.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -77,15 +88,23 @@ def colour_map() -> np.ndarray:
     return colours
 
 
+def path_of(kind: str, root: str | Path, image_id: str) -> Path:
+    """Path of an image ("image") or of its ground truth ("segmentation", "detection")."""
+    return Path(root, FILES[kind].format(image_id))
+
+
 def read_image(root: str | Path, image_id: str) -> np.ndarray:
     """The image, float32 RGB (3, H, W) in [0, 255].
+
+    Pixels are in the order in which they are stored.  An EXIF orientation is ignored, as VOC's own tools do; an
+    annotation of the turned picture has another size and is refused by `read_objects` and `read_label_map`.
 
     Raises
     ------
     ValueError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or has more pixels than Pillow's limit.
     """
-    return read_picture(_image_path(root, image_id))
+    return read_picture(path_of("image", root, image_id))
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -102,29 +121,51 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     ValueError
         If the file is missing or is no image.
     """
-    with _open(_image_path(root, image_id), decode=False) as image:
+    with _open(path_of("image", root, image_id), decode=False) as image:
         return image.height, image.width
 
 
 def read_label_map(root: str | Path, image_id: str) -> np.ndarray:
     """The class of every pixel, uint8 (H, W): VOC ids 0..20, 255 = void.
 
+    Palette images are read by colour, because image editors renumber palettes: the id of a pixel is the one that
+    has its colour in `colour_map`.  Grey images hold the ids themselves.
+
     Raises
     ------
     ValueError
-        If the file is missing or damaged, is not a palette image of class ids, or differs in size from the image.
+        If the file is missing or damaged, has a colour or an id that VOC does not use, or differs in size from
+        the image.
     """
-    path = Path(root, "SegmentationClass", f"{image_id}.png")
-    with _open(path) as mask, _open(_image_path(root, image_id), decode=False) as image:
+    path = path_of("segmentation", root, image_id)
+    with _open(path) as mask, _open(path_of("image", root, image_id), decode=False) as image:
         if mask.mode not in ("P", "L"):
             raise ValueError(f"{path}: pixels are colours ({mask.mode}), not class ids; use VOC's palette PNG files")
         if mask.size != image.size:
             raise ValueError(f"{path}: label map is {_size(mask)} and its image {_size(image)}; use matching files")
         labels = np.array(mask, dtype=np.uint8)
+        if mask.mode == "P":
+            labels = _ids_of_colours(path, mask)[labels]
     unknown = labels[(labels >= len(CLASSES)) & (labels != VOID)]
     if unknown.size:
         raise ValueError(f"{path}: label {unknown[0]} is neither 0..20 nor {VOID} (void); use VOC's class ids")
     return labels
+
+
+def _ids_of_colours(path: Path, mask: Image.Image) -> np.ndarray:
+    """The id that every index of a palette image stands for, uint8 (256,); only indices that occur are looked at."""
+    palette = np.reshape(mask.getpalette("RGB"), (-1, 3))
+    known = {tuple(colour): label for label, colour in enumerate(colour_map().tolist())}
+    ids = np.zeros(256, np.uint8)
+    for _, index in mask.getcolors():
+        colour = tuple(palette[index].tolist()) if index < len(palette) else "none"
+        if colour not in known:
+            raise ValueError(
+                f"{path}: palette index {index} has the colour {colour}, which is not in VOC's colour map; "
+                "use VOC's palette, or a grey PNG file of class ids"
+            )
+        ids[index] = known[colour]
+    return ids
 
 
 def read_sbd_label_map(path: str | Path) -> np.ndarray:
@@ -189,40 +230,33 @@ def arrange_sbd(folder: str | Path, progress: Callable[[list], Iterable] = iter)
 def read_objects(root: str | Path, image_id: str) -> Objects:
     """The annotated objects of an image; its XML boxes are 1-based, the returned ones 0-based.
 
-    A box may stick out of the image by one pixel (annotation tools disagree about the first
-    pixel's number) and is then returned as written, so that scores agree with other tools.
+    A box may extend one pixel beyond the image (annotation tools disagree about the number of the first
+    pixel).  It is returned as written, so that scores agree with other tools.
 
     Raises
     ------
     ValueError
-        If the file is missing or damaged, a class is unknown, or a box is empty or outside the image.
+        If the file is missing, damaged or not a VOC annotation, its size is not that of the image, a class is
+        unknown, or a box is empty or outside the image.
     """
-    path = Path(root, "Annotations", f"{image_id}.xml")
-    try:
-        annotation = ElementTree.parse(path).getroot()
-    except OSError as error:
-        raise ValueError(f"{path}: no such annotation; check the image id or unpack the data again") from error
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: the annotation is damaged ({error}); unpack the data again") from error
-    with _open(_image_path(root, image_id), decode=False) as image:
+    path = path_of("detection", root, image_id)
+    annotation = _annotation(path)
+    with _open(path_of("image", root, image_id), decode=False) as image:
         width, height = image.size
     boxes, labels, difficult = [], [], []
-    for element in annotation.findall("object"):
-        name = element.findtext("name", "").strip()
-        if name not in CLASSES[1:]:
-            raise ValueError(f"{path}: {name!r} is not a VOC class; use one of {', '.join(CLASSES[1:])}")
-        try:
-            box = [float(element.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
-            hard = bool(int(element.findtext("difficult", "0")))
-        except ValueError as error:
-            raise ValueError(f"{path}: box or difficult flag of a {name} is not a number; correct the file") from error
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise ValueError(f"{path}: box {box} of a {name} is empty; correct the file")
-        if min(box[:2]) < 0 or box[2] > width + 1 or box[3] > height + 1:
-            raise ValueError(f"{path}: box {box} of a {name} is outside the {_size(image)} image; correct the file")
-        boxes.append(box)
-        labels.append(CLASSES.index(name))
-        difficult.append(hard)
+    try:
+        _check_size(annotation, width, height)
+        for element in annotation.findall("object"):
+            box, label, hard = _object(element)
+            if min(box[:2]) < 0 or box[2] > width + 1 or box[3] > height + 1:
+                raise ValueError(
+                    f"box {box} of a {CLASSES[label]} is outside the {width} x {height} image; correct the file"
+                )
+            boxes.append(box)
+            labels.append(label)
+            difficult.append(hard)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return Objects(
         np.array(boxes, np.float32).reshape(-1, 4) - 1,
         np.array(labels, np.int64),
@@ -230,23 +264,80 @@ def read_objects(root: str | Path, image_id: str) -> Objects:
     )
 
 
-def _image_path(root: str | Path, image_id: str) -> Path:
-    return Path(root, "JPEGImages", f"{image_id}.jpg")
+def _annotation(path: Path) -> ElementTree.Element:
+    """The root of an annotation file whose objects are all where VOC has them."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except OSError as error:
+        raise ValueError(f"{path}: no such annotation; check the image id or unpack the data again") from error
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: the annotation is damaged ({error}); unpack the data again") from error
+    except (LookupError, ValueError) as error:  # an encoding that expat does not know
+        raise ValueError(f"{path}: the annotation cannot be decoded ({error}); save it as UTF-8") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: not a VOC annotation: its root is <{root.tag}>, not <annotation>; replace the file")
+    objects = root.findall("object")
+    for element in root.iter():
+        if element.tag.rpartition("}")[2].lower() == "object" and element not in objects:
+            raise ValueError(
+                f"{path}: not a VOC annotation: <{element.tag}> is not an <object> right below <annotation>; "
+                "correct the file"
+            )
+    return root
+
+
+def _check_size(annotation: ElementTree.Element, width: int, height: int) -> None:
+    """Refuse an annotation of an image of another size; 0 or no <size> is taken for unknown."""
+    try:
+        written = [int(float(annotation.findtext(f"size/{edge}", "") or 0)) for edge in ("width", "height")]
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"its <size> is not a number ({error}); correct the file") from error
+    if any(written) and written != [width, height]:
+        raise ValueError(
+            f"its <size> is {written[0]} x {written[1]} and the image {width} x {height}; "
+            "use the image that was annotated"
+        )
+
+
+def _object(element: ElementTree.Element) -> tuple[list[float], int, bool]:
+    """Box as written, VOC class id, and difficult flag of an <object>."""
+    name = _text(element, "name").strip()
+    if name not in CLASSES[1:]:
+        raise ValueError(f"{name!r} is not a VOC class; use one of {', '.join(CLASSES[1:])}")
+    if len(element.findall("bndbox")) > 1:
+        raise ValueError(f"a {name} has several <bndbox>; write one <object> for each")
+    try:
+        box = [float(_text(element, f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+        hard = bool(int(_text(element, "difficult") or 0))
+    except ValueError as error:
+        raise ValueError(f"box or difficult flag of a {name} is not a number ({error}); correct the file") from error
+    if not (box[0] <= box[2] and box[1] <= box[3]):
+        raise ValueError(f"box {box} of a {name} is empty; correct the file")
+    return box, CLASSES.index(name), hard
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    """Text of the only child at `path`, "" if there is none."""
+    found = element.findall(path)
+    if len(found) > 1:
+        raise ValueError(f"an <object> has several <{path}>; correct the file")
+    return found[0].text or "" if found else ""
 
 
 def _open(path: Path, decode: bool = True) -> Image.Image:
     """An image file; without `decode` only its header is read."""
+    image = None
     try:
         image = Image.open(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the image id or unpack the data again") from error
-    except OSError as error:
-        raise ValueError(f"{path}: damaged image ({error}); unpack the data again") from error
-    try:
         if decode:
             image.load()
-    except (OSError, SyntaxError) as error:
-        image.close()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; check the image id or unpack the data again") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: too many pixels ({error}); use a smaller image") from error
+    except Exception as error:  # Pillow raises errors of many types on damaged files
+        if image is not None:
+            image.close()
         raise ValueError(f"{path}: damaged image ({error}); unpack the data again") from error
     return image
 

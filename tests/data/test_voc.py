@@ -1,6 +1,8 @@
 """The VOC reader, on files written by hand and on real ones."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +58,45 @@ def test_colour_map_holds_the_published_colours():
     assert len(np.unique(colours, axis=0)) == 256
 
 
-def test_ids_are_the_first_column(tmp_path):
-    (tmp_path / "list.txt").write_text("000002  1\n000001 -1\n\n")
+@pytest.mark.parametrize(
+    "content",
+    [b"000002\n000001\n\n", b"000002\r\n 000001\t", b"\xef\xbb\xbf000002\n000001"],
+    ids=["lines", "Windows", "byte order mark"],
+)
+def test_ids_are_lines(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
     assert image_sets.read_ids(tmp_path / "list.txt") == ["000002", "000001"]
 
 
-def test_lists_without_ids_are_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="empty.txt: the image list is empty"):
-        image_sets.read_ids(tmp_path / "empty.txt")
+def test_ids_in_other_scripts(tmp_path):
+    (tmp_path / "list.txt").write_text("été_1.b\n図2(a)\n", encoding="utf-8")
+    assert image_sets.read_ids(tmp_path / "list.txt") == ["été_1.b", "図2(a)"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "the image list is empty"),
+        (b"000001\na/b\n", "line 2: 'a/b' is not an image id; write one id per line"),
+        (b"../../x", "line 1: '../../x' is not an image id"),
+        (b"..", "line 1: '..' is not an image id"),
+        (b"a\\b", r"line 1: 'a\\\\b' is not an image id"),
+        (b"a\n\nb\0", r"line 3: 'b\\x00' is not an image id"),
+        (b"a\n\xef\xbb\xbfb", r"line 2: '\\ufeffb' is not an image id"),
+        (b"a\x0cb", r"line 1: 'a\\x0cb' is not an image id"),
+        (b"000005 -1\n000007  1\n", "line 1: '000005 -1' is not an image id"),
+        ("a\n".encode("utf-16"), "the image list is not UTF-8 text"),
+        ("a\n".encode("utf-16-le"), r"line 1: 'a\\x00' is not an image id"),
+        (b"\x89PNG\r\n", "the image list is not UTF-8 text"),
+    ],
+)
+def test_other_lists_are_refused(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"list\.txt(: |, )" + message):
+        image_sets.read_ids(tmp_path / "list.txt")
+
+
+def test_an_absent_list_is_refused(tmp_path):
     with pytest.raises(ValueError, match="absent.txt: no such image list"):
         image_sets.read_ids(tmp_path / "absent.txt")
 
@@ -131,10 +163,87 @@ def test_damaged_images_are_refused(root):
         voc.read_image(root, "a")
 
 
+@pytest.mark.parametrize("edge", [10_000, 60_000])
+def test_images_with_too_many_pixels_are_refused(root, edge):
+    """The header of a small PNG that claims to be of this size; Pillow warns of the first and refuses the second."""
+    path, buffer = root / "JPEGImages/a.jpg", io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(buffer, "PNG")
+    header = b"IHDR" + struct.pack(">II", edge, edge) + buffer.getvalue()[24:29]
+    content = buffer.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + buffer.getvalue()[33:]
+    path.write_bytes(content)
+    for read in (voc.read_image, voc.image_size, voc.read_objects, voc.read_label_map):
+        with pytest.raises(ValueError, match=rf"a.jpg: too many pixels \(.*{edge**2} pixels"):
+            read(root, "a")
+
+
+def test_an_exif_orientation_is_ignored(root):
+    path = root / "JPEGImages/a.jpg"
+    before = voc.read_image(root, "a")
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        image.save(path, exif=exif, quality="keep")
+    assert np.array_equal(voc.read_image(root, "a"), before)
+    # an annotation of the turned picture
+    write_objects(root, "<size><width>6</width><height>8</height></size>")
+    with pytest.raises(ValueError, match="a.xml: its <size> is 6 x 8 and the image 8 x 6"):
+        voc.read_objects(root, "a")
+
+
 def test_label_map_holds_palette_indices(root):
     labels = voc.read_label_map(root, "a")
     assert labels.dtype == np.uint8
     assert labels.tolist() == [[0, 0, 1, 1, 20, 20, 255, 255]] * 6
+
+
+def renumbered(path):
+    """Save a label map with the colours that occur alone, as image editors do: 0, 1, 20, 255 become 0, 1, 2, 3."""
+    with Image.open(path) as mask:
+        used, labels = np.unique(np.asarray(mask), return_inverse=True)
+        colours = np.reshape(mask.getpalette(), (-1, 3))[used]
+    mask = Image.fromarray(labels.reshape(mask.height, mask.width).astype(np.uint8))
+    mask.putpalette(colours.astype(np.uint8).tobytes())
+    mask.save(path)
+
+
+def test_a_renumbered_palette_is_read_by_colour(root):
+    expected = voc.read_label_map(root, "a")
+    renumbered(root / "SegmentationClass/a.png")
+    with Image.open(root / "SegmentationClass/a.png") as mask:
+        assert np.unique(np.asarray(mask)).tolist() == [0, 1, 2, 3]
+    assert np.array_equal(voc.read_label_map(root, "a"), expected)
+
+
+@pytest.mark.parametrize(
+    ("palette", "message"),
+    [
+        ([0, 0, 0] + [1, 2, 3] * 255, r"a.png: palette index 1 has the colour \(1, 2, 3\), which is not in VOC's"),
+        ([0, 0, 0] + [128, 64, 128] * 255, "a.png: label 21 is neither"),
+    ],
+)
+def test_foreign_palettes_are_refused(root, palette, message):
+    mask = Image.fromarray(np.repeat([[0, 0, 1, 1, 20, 20, 20, 20]], 6, 0).astype(np.uint8))
+    mask.putpalette(palette)
+    mask.save(root / "SegmentationClass/a.png")
+    with pytest.raises(ValueError, match=message):
+        voc.read_label_map(root, "a")
+
+
+def test_a_palette_without_an_index_that_occurs_is_refused(root):
+    path = root / "SegmentationClass/a.png"
+    content = path.read_bytes()
+    start = content.index(b"PLTE")
+    chunk = b"PLTE" + content[start + 4 :][:9]  # three colours of 256
+    short = struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[: start - 4] + short + content[start + 4 + 768 + 4 :])
+    with pytest.raises(ValueError, match="a.png: palette index (20|255) has the colour none"):
+        voc.read_label_map(root, "a")
+
+
+def test_grey_label_maps_hold_ids(root):
+    labels = np.repeat([[0, 0, 1, 1, 20, 20, 255, 255]], 6, 0).astype(np.uint8)
+    Image.fromarray(labels).save(root / "SegmentationClass/a.png")
+    assert np.array_equal(voc.read_label_map(root, "a"), labels)
 
 
 def test_wrong_label_maps_are_refused(root):
@@ -187,19 +296,58 @@ def test_box_may_stick_out_by_one_pixel(root):
         (OBJECT.format(-1, 1, 8, 6, name="cat", difficult=0), "outside the 8 x 6 image"),
         (OBJECT.format(1, 1, 10, 6, name="cat", difficult=0), "outside the 8 x 6 image"),
         (OBJECT.format(1, 1, 8, 8, name="cat", difficult=0), "outside the 8 x 6 image"),
-        (OBJECT.format(5, 1, 5, 6, name="cat", difficult=0), "is empty"),
+        (OBJECT.format(5, 1, 4, 6, name="cat", difficult=0), "is empty"),
         (OBJECT.format(1, 6, 8, 1, name="cat", difficult=0), "is empty"),
         (OBJECT.format(1, "nan", 8, 6, name="cat", difficult=0), "is empty"),
         (OBJECT.format(1, "", 8, 6, name="cat", difficult=0), "is not a number"),
         (OBJECT.format(1, 1, 8, 6, name="cat", difficult="yes"), "is not a number"),
         ("<object><name>cat</name></object>", "is not a number"),
         ("<object>", "the annotation is damaged"),
+        (
+            OBJECT.format(1, 1, 8, 6, name="cat", difficult=0).replace("</object>", "<bndbox></bndbox></object>"),
+            "a cat has several <bndbox>",
+        ),
+        (OBJECT.format(1, 1, 8, 6, name="cat</name><name>dog", difficult=0), "an <object> has several <name>"),
+        (
+            "<objects>" + OBJECT.format(1, 1, 8, 6, name="cat", difficult=0) + "</objects>",
+            "<object> is not an <object>",
+        ),
+        ("<Object><name>cat</name></Object>", "<Object> is not an <object> right below <annotation>"),
+        ("<size><width>16</width><height>12</height></size>", "its <size> is 16 x 12 and the image 8 x 6"),
+        ("<size><width>wide</width></size>", "its <size> is not a number"),
     ],
 )
 def test_wrong_annotations_are_refused(root, text, message):
     write_objects(root, text)
     with pytest.raises(ValueError, match=f"a.xml: .*{message}"):
         voc.read_objects(root, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<html><body><p>Sign in</p></body></html>", "its root is <html>, not <annotation>"),
+        (
+            f'<annotation xmlns="urn:voc">{OBJECT.format(1, 1, 8, 6, name="cat", difficult=0)}</annotation>',
+            "its root is <{urn:voc}annotation>, not <annotation>",
+        ),
+        ('<?xml version="1.0" encoding="gb2312"?><annotation/>', "cannot be decoded .*; save it as UTF-8"),
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "cannot be decoded .*; save it as UTF-8"),
+        ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "cannot be decoded .*; save it as UTF-8"),
+    ],
+)
+def test_other_xml_is_refused(root, text, message):
+    (root / "Annotations/a.xml").write_text(text)
+    with pytest.raises(ValueError, match=f"a.xml: .*{message}"):
+        voc.read_objects(root, "a")
+
+
+@pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
+                                  "<size><width>8</width><height>6</height><depth>3</depth></size>"])  # fmt: skip
+def test_a_size_may_be_unknown(root, size):
+    write_objects(root, size + OBJECT.format(3, 2, 3, 2, name="cat", difficult=0))
+    # and a box of one pixel is a box
+    assert voc.read_objects(root, "a").boxes.tolist() == [[2, 1, 2, 1]]
 
 
 def test_absent_annotation_is_refused(root):
@@ -219,7 +367,7 @@ def test_label_map_of_sbd(tmp_path):
     assert labels.dtype == np.uint8 and np.array_equal(labels, LABELS)
 
 
-def struct(labels):
+def mat(labels):
     buffer = io.BytesIO()
     savemat(buffer, {"GTcls": {"Segmentation": labels}})
     return buffer.getvalue()
@@ -228,7 +376,7 @@ def struct(labels):
 def test_damaged_label_maps_of_sbd(tmp_path):
     path, whole = tmp_path / "2008_000001.mat", sbd_mat("GTcls", LABELS)
     damaged = [b"", b"\0" * 500, whole[:130], whole[: len(whole) // 2], whole[:-20], b"<html>not found</html>" * 20]
-    damaged += [sbd_mat("GTinst", LABELS), struct(np.zeros((2, 3, 4), np.uint8)), struct(LABELS / 2)]
+    damaged += [sbd_mat("GTinst", LABELS), mat(np.zeros((2, 3, 4), np.uint8)), mat(LABELS / 2)]
     for place in range(128, len(whole), len(whole) // 12):
         damaged.append(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
     for content in damaged:
@@ -236,7 +384,7 @@ def test_damaged_label_maps_of_sbd(tmp_path):
         with pytest.raises(ValueError, match=r"^\S*2008_000001.mat: not a label map of SBD \(.+\); unpack") as caught:
             voc.read_sbd_label_map(path)
         assert "\n" not in str(caught.value)
-    path.write_bytes(struct(LABELS + 1))
+    path.write_bytes(mat(LABELS + 1))
     with pytest.raises(ValueError, match=r"2008_000001.mat: label 21 is not in 0..20"):
         voc.read_sbd_label_map(path)
     path.unlink()
@@ -304,6 +452,9 @@ def test_real_images_and_objects_are_read(year, images, objects):
 def test_real_label_maps_show_the_annotated_classes():
     root = SHARED / "VOC2012"
     ids = sorted(path.stem for path in (root / "SegmentationClass").iterdir())
+    for image_id in ids:  # their palette is VOC's, so ids are what is stored
+        with Image.open(root / "SegmentationClass" / f"{image_id}.png") as mask:
+            assert np.array_equal(voc.read_label_map(root, image_id), np.asarray(mask)), image_id
     assert len(ids) == 100 and set(image_sets.read_ids(root / "ImageSets/Segmentation/sample.txt")) <= set(ids)
     for image_id in ids:
         seen = set(np.unique(voc.read_label_map(root, image_id))) - {0, voc.VOID}

@@ -401,7 +401,7 @@ def image_list(folder: Path, ids: str) -> list[dict]:
 
 
 def test_an_image_set_must_have_its_size_and_ids(tmp_path):
-    parts = image_list(tmp_path, "b 1\na -1\n\nc\n")
+    parts = image_list(tmp_path, "b\na\n\nc\n")
     expected = [(tmp_path, "b"), (tmp_path, "a"), (tmp_path, "c")]
     assert image_sets.read_image_set(parts, 3) == expected
     digest = "0" * 64
