@@ -8,6 +8,7 @@ configfile: f"{workflow.basedir}/config/networks.yaml"
 configfile: f"{workflow.basedir}/config/recipes.yaml"
 configfile: f"{workflow.basedir}/config/image_sets.yaml"
 configfile: f"{workflow.basedir}/config/downloads.yaml"
+configfile: f"{workflow.basedir}/config/attacks.yaml"
 configfile: f"{workflow.basedir}/config/config.yaml"
 
 

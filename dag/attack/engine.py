@@ -9,12 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dag.attack.methods import Apgd, Method, judgements, project, smoothed, stepped
+from dag.attack.objectives import by_loss, by_rules
 from dag.attack.rules import CONVERGED, ITERATION_LIMIT, NO_GRADIENT, NO_TARGETS, Rules
-from dag.networks.layers.operators import nms
+
+DENSE_ADVERSARY_GENERATION = Method()
 
 
 class AttackError(ValueError):
@@ -32,7 +36,8 @@ class Attack:
     status : str
         One of `STATUSES`.
     active : list of int
-        |T_m| at every forward pass; the last entry belongs to the returned r.
+        |T_m| at every forward pass; the last entry belongs to the returned r, or, where the best iterate is kept, the
+        smallest.
     """
 
     perturbation: Tensor
@@ -63,6 +68,8 @@ class Problem:
         What errors call the image.
     start : Attack, optional
         An attack to go on with; its last |T_m| is counted again.
+    first : Tensor (3, H, W), optional
+        r to begin with; default: zero.
     """
 
     image: Tensor
@@ -72,6 +79,7 @@ class Problem:
     where: object = None
     name: str = "the image"
     start: Attack | None = None
+    first: Tensor | None = None
 
 
 def dense_adversaries(
@@ -81,6 +89,8 @@ def dense_adversaries(
     rules: Rules,
     iterations: int,
     step: float = 0.5,
+    method: Method = DENSE_ADVERSARY_GENERATION,
+    shares: Tensor | None = None,
     background: int | None = None,
     probabilities: Callable[[Tensor], Tensor] | None = None,
     batch: int = 1,
@@ -107,7 +117,11 @@ def dense_adversaries(
     iterations : int
         M_0, the greatest number of steps.
     step : float
-        gamma, the largest change of a value in one step, in grey levels.
+        gamma, the largest change of a value in one step, in grey levels; for the method "l2" the norm of a step.
+    method : Method
+        Which attack of the family this is; the rules are those of Dense Adversary Generation alone.
+    shares : Tensor (C,), optional
+        Weights of the classes, for the objective "mce-bal".
     background : int, optional
         Column of the background class, if the network has one.
     probabilities : callable, optional
@@ -135,9 +149,20 @@ def dense_adversaries(
         If images differ in shape, or the strength rule lacks boxes.
     """
     queue, running, reports = iter(problems), [], []
+    iterate = partial(
+        _iterate,
+        scores=scores,
+        objective=by_rules(rules, background, probabilities)
+        if method.objective == "dag"
+        else by_loss(method.objective, iterations, shares),
+        method=method,
+        iterations=iterations,
+        step=step,
+        late=late,
+    )
     while True:
         while len(running) < batch and (problem := next(queue, None)) is not None:
-            run = _begin(problem, rules, background, probabilities)
+            run = _begin(problem, rules, method, background, probabilities)
             if (problem.labels >= 0).any():
                 running.append(run)
             else:
@@ -148,16 +173,14 @@ def dense_adversaries(
         while todo:
             try:
                 with arithmetic():
-                    latest.append(
-                        _iterate(todo[:batch], scores, rules, iterations, step, background, probabilities, late)
-                    )
+                    latest.append(iterate(todo[:batch]))
                 todo = todo[batch:]
             except torch.OutOfMemoryError as error:
                 batch = _half(todo[:batch], error)
         due, reports = (reports, latest) if late else (latest, [])
         for report in due:
             for run in report.read(iterations):
-                yield run.problem, Attack(run.r[None], run.status, run.active)
+                yield run.problem, Attack((run.r if run.best is None else run.best)[None], run.status, run.active)
         running = [run for run in running if run.status is None]
 
 
@@ -177,6 +200,10 @@ class _Run:
         Forward passes that have been started.
     going : Tensor, bool ()
         Whether it has not ended.
+    momentum : Tensor (3, H, W) or Apgd, optional
+        What a step remembers of those before.
+    best : Tensor (3, H, W), optional
+        Of the iterates so far the first with the fewest correct targets, `fewest`, where that is kept.
     status : str, optional
         How it ended, once the host knows.
     """
@@ -187,18 +214,21 @@ class _Run:
     enough: int
     passes: int
     going: Tensor
+    momentum: Tensor | Apgd | None = None
+    best: Tensor | None = None
+    fewest: Tensor | None = None
     status: str | None = None
 
 
-def _begin(problem: Problem, rules: Rules, background, probabilities) -> _Run:
+def _begin(problem: Problem, rules: Rules, method: Method, background, probabilities) -> _Run:
     if rules.strength is not None and (problem.boxes is None or probabilities is None):
         raise ValueError("the strength rule needs the boxes of proposals; leave it to detection")
     target = problem.labels >= 0
     foreground = target if background is None else target & (problem.labels != background)
-    r, active = torch.zeros_like(problem.image), []
+    r, active = torch.zeros_like(problem.image) if problem.first is None else problem.first, []
     if problem.start is not None:
         r, active = problem.start.perturbation[0].to(problem.image), problem.start.active[:-1]
-    enough = math.floor(rules.stop * int(foreground.sum()))
+    enough = math.floor(rules.stop * int(foreground.sum())) if method.stop == "converged" else -1
     return _Run(problem, r, active, enough, len(active), torch.ones((), dtype=torch.bool, device=r.device))
 
 
@@ -215,7 +245,7 @@ def _half(tried: list[_Run], error: torch.OutOfMemoryError) -> int:
     return half
 
 
-def _iterate(running, scores, rules, iterations, step, background, probabilities, late) -> _Report:
+def _iterate(running, scores, objective, method, iterations, step, late) -> _Report:
     """One iteration of all runs: line 3 to line 9 of Algorithm 1.
 
     The host reads nothing here, lest it wait for a GPU.  Nothing is changed before both passes have succeeded, so that
@@ -224,35 +254,60 @@ def _iterate(running, scores, rules, iterations, step, background, probabilities
     shapes = {tuple(run.r.shape) for run in running}
     if len(shapes) > 1:
         raise ValueError(f"images of the shapes {sorted(shapes)} cannot be attacked together; group them by shape")
+    problems = [run.problem for run in running]
     x = torch.stack([run.problem.image + run.r for run in running]).requires_grad_()
-    outputs = scores(x, [run.problem for run in running])
-    going, pushes, measured = [], [], []
+    outputs = scores(x, problems)
+    going, pushes, measured, values, counts = [], [], [], [], []
     for run, f in zip(running, outputs, strict=True):
         _check(f, run.problem)
         scored = f.detach()
-        prediction = scored.argmax(1)
-        pushed, left = _active(rules, scored, prediction, run.problem, background, probabilities, run.passes == 0)
+        left, weights, value = objective(scored, run.problem, run.passes)
         count = left.sum()
         goes = run.going & (count > run.enough) & (run.passes < iterations)
-        suppressed = run.problem.labels if rules.suppress == "label" else prediction
         going.append(goes)
-        pushes.append(_Push.apply(f, run.problem.adversarial, suppressed, pushed & goes))
+        pushes.append(_Along.apply(f, weights, goes))
         lowest, highest = torch.aminmax(scored)  # 16 times as fast as to ask of every score whether it is finite
         measured.append(torch.stack([count.double(), lowest.double(), highest.double()]))
+        values.append(value)
+        counts.append(count)
     going = torch.stack(going)
-    del outputs, f, scored  # as large as score maps
+    for power in range(1, method.scales):
+        for run, f, goes in zip(running, scores(x / 2**power, problems), going, strict=True):
+            _, weights, _ = objective(f.detach(), run.problem, run.passes)
+            pushes.append(_Along.apply(f, weights, goes))
+    del outputs, f, scored, weights  # as large as score maps
     # A host that does not wait does not know, and the last pass back of an image is for nothing.
     gradients = torch.autograd.grad(sum(pushes), x)[0] if late or going.any() else torch.zeros_like(x)
+    gradients = smoothed(gradients, method.smooth)
     largest = gradients.abs().amax((1, 2, 3))
     going &= (largest > 0) & largest.isfinite()
-    moved = [
-        torch.where(goes, run.r + step * (gradient / most), run.r)
-        for run, goes, gradient, most in zip(running, going, gradients, largest, strict=True)
+    states = [
+        _moved(run, goes, gradient, most, value, count, method, iterations, step)
+        for run, goes, gradient, most, value, count in zip(
+            running, going, gradients, largest, values, counts, strict=True
+        )
     ]
     report = _Report(running, torch.cat([torch.stack(measured), largest.double()[:, None]], 1))
-    for run, goes, r in zip(running, going, moved, strict=True):
-        run.going, run.r, run.passes = goes, r, run.passes + 1
+    for run, goes, (r, momentum, best, fewest) in zip(running, going, states, strict=True):
+        run.going, run.passes = goes, run.passes + 1
+        run.r, run.momentum, run.best, run.fewest = r, momentum, best, fewest
     return report
+
+
+def _moved(run, goes, gradient, largest, value, count, method, iterations, step):
+    """r of a run after one more step, within its budget, and what it remembers: momentum, best iterate, its count."""
+    image, best, fewest = run.problem.image, run.best, run.fewest
+    if method.keep == "best":
+        better = run.going & (count < fewest) if best is not None else torch.ones_like(run.going)
+        best = torch.where(better, run.r, run.r if best is None else best)
+        fewest = torch.where(better, count, count if fewest is None else fewest)
+    if method.steps == "apgd":
+        state = run.momentum or Apgd.begin(run.r, gradient, value, method)
+        r, momentum = state.step(run.r, gradient, value, image, method, run.passes, judgements(iterations))
+    else:
+        r, momentum = stepped(method, run.r, gradient, largest, step, run.momentum)
+        r = project(r, image, method)
+    return torch.where(goes, r, run.r), momentum, best, fewest
 
 
 class _Report:
@@ -299,63 +354,21 @@ class _Report:
         return [run for run, _ in rows if run.status is not None]
 
 
-class _Push(torch.autograd.Function):
-    """A scalar whose gradient is r_m of the paper, the sum over `pushed` of grad f_l' - grad f_l; its value is unused.
+class _Along(torch.autograd.Function):
+    """A scalar whose gradient at the scores f is `weights(zeros, goes)`; its value is unused.
 
     Like `grad(f, x, weights)`, which however makes torch import its symbolic shapes: 1.8 CPU-seconds
-    in every process.  And unlike the sum of f_l' - f_l it computes nothing in the forward pass and keeps nothing for
-    the backward pass.
+    in every process.  And unlike a loss it computes nothing in the forward pass and keeps nothing for the backward one.
     """
 
     @staticmethod
-    def forward(ctx, f: Tensor, adversarial: Tensor, suppressed: Tensor, pushed: Tensor) -> Tensor:
-        ctx.shape, ctx.columns, ctx.pushed = f.shape, (adversarial, suppressed), pushed
+    def forward(ctx, f: Tensor, weights: Callable[[Tensor, Tensor], Tensor], goes: Tensor) -> Tensor:
+        ctx.shape, ctx.weights, ctx.goes = f.shape, weights, goes
         return f.new_zeros(())
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        share = ctx.pushed.to(gradient)[:, None]
-        # Columns of rows that are not pushed may be -1; they get 0.
-        adversarial, suppressed = (columns.clamp(min=0)[:, None] for columns in ctx.columns)
-        weights = gradient.new_zeros(ctx.shape).scatter_(1, adversarial, share)
-        return weights.scatter_add_(1, suppressed, -share), None, None, None
-
-
-def _active(rules, f, prediction, problem, background, probabilities, first):
-    """Targets to push in this step, and targets that keep the attack going; bool (N,) each."""
-    labels, adversarial = problem.labels, problem.adversarial
-    target = labels >= 0
-    if rules.strength is not None:
-        weak = _weak(rules.strength, f, target & (prediction == adversarial), adversarial, problem.boxes, probabilities)
-        prediction = torch.where(weak, labels, prediction)
-    if rules.active == "correct":
-        pushed = target & (prediction == labels)
-        return pushed, pushed
-    if rules.active == "unreached":
-        pushed = target & (prediction != adversarial)
-        return pushed, pushed
-    if rules.active == "unmoved":
-        if first:
-            return target, target
-        moved = prediction == adversarial
-        if background is not None:
-            moved = moved | (prediction == background)
-        return target & ~moved, target & (prediction == labels)
-    raise ValueError(f"active set {rules.active!r} is unknown; choose correct, unmoved or unreached")
-
-
-def _weak(strength, f, reached, adversarial, boxes, probabilities):
-    """Targets that reached their adversarial label and win their neighbourhood, but not surely enough."""
-    overlap, score = strength
-    weak = torch.zeros_like(reached)
-    rows = reached.nonzero().squeeze(1)
-    if len(rows):
-        sure = probabilities(f)[rows, adversarial[rows]]
-        # nms measures x_max - x_min; the last pixel of a box belongs to it.
-        windows = boxes[rows].float() + torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
-        winners = nms(windows, sure.float(), overlap)
-        weak[rows[winners[sure[winners] < score]]] = True
-    return weak
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.weights(gradient.new_zeros(ctx.shape), ctx.goes), None, None
 
 
 def _check(f: Tensor, problem: Problem) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dag.attack.arithmetic import perceptibility
 from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
+from dag.attack.methods import Method, method_of, project, start
 from dag.attack.rules import NO_TARGETS, Rules, rules_of
 from dag.attack.targets import Targets, detection_targets, segmentation_targets
 from dag.data import voc
@@ -61,9 +62,15 @@ def proposal_scores(network: Detector) -> Callable[[Tensor, list[Problem]], list
     return scores
 
 
-def segmentation_problem(network: Segmenter, image: Tensor, label_map: Tensor, rules: Rules, rng, name: str):
-    """`Problem` and `Targets` of one image (3, H, W) with its true label map (H, W)."""
-    targets = segmentation_targets(label_map, network.labels, rules.labels, rules.background, rng).to(image.device)
+def segmentation_problem(
+    network: Segmenter, image: Tensor, label_map: Tensor, rules: Rules, rng, name: str, everything: bool = False
+):
+    """`Problem` and `Targets` of one image (3, H, W) with its true label map (H, W).
+
+    Targets are foreground pixels, or `everything` that is not void.
+    """
+    background = rules.background or everything
+    targets = segmentation_targets(label_map, network.labels, rules.labels, background, rng).to(image.device)
     pixels = (targets.labels >= 0).nonzero().squeeze(1)
     return Problem(image, targets.labels[pixels], targets.adversarial[pixels], where=pixels, name=name), targets
 
@@ -87,20 +94,38 @@ def detection_problem(network: Detector, image: Tensor, objects: voc.Objects, se
 
 
 def attacks(
-    network: Network, problems: Iterable[Problem], settings: dict, batch: int = 1, device: str = "cpu"
+    network: Network,
+    problems: Iterable[Problem],
+    settings: dict,
+    batch: int = 1,
+    device: str = "cpu",
+    shares: Tensor | None = None,
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
+
+    `stages` of the settings are pairs (multiple of eps, share of the iterations) that follow each other, each from
+    where the one before arrived (Croce et al., ECCV 2024); `worst_of` are settings of several attacks, of which every
+    image keeps the one that leaves the fewest targets correct, the first of equals.
 
     With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
     counted again, and an image that has targets left gets the steps that are left to it.
     """
+    if "worst_of" in settings:
+        while together := list(islice(problems := iter(problems), batch)):
+            found = [dict(attacks(network, together, each, batch, device, shares)) for each in settings["worst_of"]]
+            for problem in together:
+                yield problem, min((one[problem] for one in found), key=lambda attack: min(attack.active, default=0))
+        return
     detector = network.task == "detection"
+    method = method_of(settings)
     run = partial(
         dense_adversaries,
         scores=proposal_scores(network) if detector else pixel_scores(network),
         rules=rules_of(settings, network.task),
         iterations=settings["iterations"],
         step=settings["step"],
+        method=method,
+        shares=shares,
         background=network.labels.index(0) if 0 in network.labels else None,
         probabilities=network.probabilities if detector else None,
         batch=batch,
@@ -110,7 +135,32 @@ def attacks(
     if precision != "fp32":
         rough = run(problems, arithmetic=partial(arithmetic, precision, device))
         problems = (replace(problem, start=attack) for problem, attack in rough)
-    yield from run(problems, arithmetic=partial(arithmetic, "fp32", device))
+    exact = partial(arithmetic, "fp32", device)
+    if "stages" not in settings:
+        yield from run(problems, arithmetic=exact)
+        return
+    begun: dict[str, Problem] = {}
+    for multiple, share in settings["stages"]:
+        stage = replace(method, eps=multiple * method.eps)
+        problems = run(
+            _from_there(problems, stage, begun),
+            method=stage,
+            iterations=round(share * settings["iterations"]),
+            arithmetic=exact,
+        )
+    for problem, attack in problems:
+        yield begun[problem.name], attack
+
+
+def _from_there(problems: Iterable, method: Method, begun: dict[str, Problem]) -> Iterator[Problem]:
+    """Problems that begin where the stage before arrived, cut to the budget of this one."""
+    for item in problems:
+        if isinstance(item, Problem):
+            begun[item.name] = item
+            yield item
+        else:
+            problem, attack = item
+            yield replace(problem, first=project(attack.perturbation[0], problem.image, method))
 
 
 def perturb(
@@ -124,6 +174,7 @@ def perturb(
     header: dict,
     device: str = "cpu",
     batch: int | None = None,
+    pixels: Mapping[int, int] | None = None,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> None:
     """Attack every image of a shard and store the perturbations.
@@ -139,20 +190,28 @@ def perturb(
     path : Path
         The shard to write.
     settings : dict
-        Of the attack: rules, options, iterations, step, and for detection nms, limit, overlap, confidence.
+        Of the attack: rules, options, iterations, step, those of `dag.attack.methods.Method`, and for detection nms,
+        limit, overlap, confidence.
     seed, name
-        With the image id they seed the adversarial labels: the same for every variant of the
-        attack, so that variants differ by their rules alone.
+        With the image id they seed the adversarial labels and the start: the same for every variant of the
+        attack, so that variants differ by what they do alone.
     header : dict
         Identity of the shard, see `dag.workflow.store`.
     batch : int, optional
         Images that share a pass, at most; by default that of `BATCH`.
+    pixels : mapping of int to int, optional
+        Pixels of every class id in the image set, for the objective "mce-bal".
     progress : callable
         Wraps what it is given, attacks as they end and their number.
     """
     network = network.to(device)
     batch = BATCH[torch.device(device).type] if batch is None else batch
     rules = rules_of(settings, network.task)
+    method = method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
+    shares = None
+    if pixels is not None:
+        counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64, device=device)
+        shares = torch.where(counts > 0, 1 / counts, 0)
     # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
     overlapped = torch.device(device).type == "cuda"
     ids = [image_id for _, image_id in images]
@@ -172,7 +231,8 @@ def perturb(
                 try:
                     if network.task == "segmentation":
                         truth = torch.from_numpy(truth).long()
-                        problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id)
+                        everything = method.targets == "all"
+                        problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id, everything)
                     else:
                         problem, targets = detection_problem(network, image, truth, settings, rules, rng, image_id)
                 except ValueError as error:
@@ -186,11 +246,12 @@ def perturb(
                     interruption.add_note(f"{name} was finding the targets of image {image_id} ({_pixels(image)})")
                     raise
                 begun[image_id] = problem, targets
-                yield problem
+                first = start(image, method, generator("start", seed, name, image_id))
+                yield replace(problem, first=first) if method.start != "zero" else problem
 
         def attacked() -> Iterator[tuple[Problem, Attack]]:
             for _, group in groupby(sorted(todo, key=size), size):
-                yield from attacks(network, problems(group), settings, batch, torch.device(device).type)
+                yield from attacks(network, problems(group), settings, batch, torch.device(device).type, shares)
 
         stored = None
         try:

@@ -66,7 +66,12 @@ PRESETS = {
 
 
 def rules_of(settings: dict, task: str) -> Rules:
-    """Rules of an attack's settings: the preset named by `rules`, with single points replaced by `options`."""
+    """Rules of an attack's settings: the preset named by `rules`, with single points replaced by `options`.
+
+    Objectives other than "dag" have no rules: they only ask which label is the true one.
+    """
+    if settings.get("objective", "dag") != "dag":
+        return Rules()
     preset = PRESETS[settings["rules"], task]
     options = dict(settings.get("options", {}))
     if options.get("strength") is not None:

@@ -168,6 +168,14 @@ def _ids_of_colours(path: Path, mask: Image.Image) -> np.ndarray:
     return ids
 
 
+def count_pixels(images: Iterable[tuple[Path, str]]) -> dict[int, int]:
+    """Pixels of every class id in the label maps of (root, image id), void left out."""
+    counts = np.zeros(256, np.int64)
+    for root, image_id in images:
+        counts += np.bincount(read_label_map(root, image_id).ravel(), minlength=256)
+    return {label: int(counts[label]) for label in np.flatnonzero(counts) if label != VOID}
+
+
 def read_sbd_label_map(path: str | Path) -> np.ndarray:
     """The class of every pixel in an annotation file of SBD (`cls/*.mat`), uint8 (H, W): VOC ids 0..20, no void.
 

@@ -76,6 +76,42 @@ def _check_pixels(place: str, entry: dict) -> None:
             raise ValueError(f"configuration, {place}: {error}") from error
 
 
+def _check_attack(config: dict, source: str) -> None:
+    """Refuse settings of an attack that contradict each other."""
+    network, _, variant = source.partition("@")
+    settings, task = plan.attack(config, source), config["networks"][network]["task"]
+    for one in settings.get("worst_of", [settings]):
+        if problem := _contradiction(one, task):
+            raise ValueError(f"attack {variant or task}: {problem}")
+
+
+def _contradiction(settings: dict, task: str) -> str | None:
+    """What is wrong with the settings of an attack, in a sentence."""
+    objective, steps, budget = (settings.get(key) for key in ("objective", "steps", "budget"))
+    dag = objective in (None, "dag")
+    if task == "detection" and settings.get("precision") == "bf16":
+        return "precision bf16 is for segmentation, proposals need more digits; choose tf32 or fp32"
+    if settings.get("precision", "fp32") != "fp32" and not (dag and steps in (None, "max") and budget is None):
+        return "precision below fp32 is for Dense Adversary Generation without a budget; leave it out"
+    if (budget is None) != ("eps" not in settings):
+        return "eps is the radius of a budget; give both, `budget: linf` and `eps: 8`, or neither"
+    if budget is None and (steps == "apgd" or settings.get("start") == "uniform" or "stages" in settings):
+        return "apgd, a uniform start and stages need a budget; give `budget: linf` and `eps: 8`"
+    if dag and steps == "apgd":
+        return "apgd follows the value of a loss, and dag has none; choose another objective"
+    if not dag and "options" in settings:
+        return f"options change the rules of dag; the objective {objective} has none"
+    if task == "detection" and objective == "mce-bal":
+        return "mce-bal weights pixels by the frequency of their class; it is for segmentation"
+    if settings.get("smooth", 1) % 2 == 0 and settings["smooth"]:
+        return "smooth is the size of a kernel with a centre; give an odd number"
+    if "stages" in settings and abs(sum(share for _, share in settings["stages"]) - 1) > 1e-6:
+        return "the shares of the iterations in stages must add up to 1"
+    if "stages" in settings and settings["stages"][-1][0] != 1:
+        return "the last of the stages must have the budget itself, a multiple of 1"
+    return None
+
+
 def _check_training(config: dict, name: str) -> None:
     """Refuse a training whose body, recipe, images or initial weights do not exist."""
     place, entry = f"configuration, networks.{name}", config["networks"][name]
@@ -186,7 +222,7 @@ def _check_row(config: dict, kind: str, row: str) -> None:
     """Refuse a perturbation that no rule makes, or that a figure of this kind cannot show."""
     recipe = parse(row)
     for source in recipe.sources:
-        plan.attack(config, source)
+        _check_attack(config, source)
     if recipe.draw > config["permutations"]:
         raise ValueError(f"there are only {config['permutations']} draws, see permutations")
     if kind in ("examples", "gallery") and (recipe.is_mean or not recipe.sources):

@@ -218,8 +218,12 @@ def attack(config: dict, source: str) -> dict:
         raise ValueError(f"variant {variant!r} is not in variants")
     task = config["networks"][network]["task"]
     settings = config["attacks"][task] | config["variants"].get(variant, {})
-    if task == "detection" and settings.get("precision") == "bf16":
-        raise ValueError("precision bf16 is for segmentation, proposals need more digits; choose tf32 or fp32")
+    if "worst_of" in settings:
+        if nested := [each for each in settings["worst_of"] if "worst_of" in config["variants"].get(each, {})]:
+            raise ValueError(
+                f"variant {variant!r} is the worst of {nested[0]!r}, which is itself one; name its members"
+            )
+        settings["worst_of"] = [attack(config, f"{network}@{each}") for each in settings["worst_of"]]
     return settings
 
 

@@ -7,19 +7,26 @@ from dag.workflow.startup import device, identity, progress, start
 start(snakemake.log[0], snakemake.threads)
 
 from dag.attack import perturb
+from dag.data import image_sets, voc
 from dag.networks.building import build
 
 params, source = snakemake.params, snakemake.wildcards.source
-network = params.network
+network, settings = params.network, params.settings
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code)
+pixels = None
+if any(each.get("objective") == "mce-bal" for each in settings.get("worst_of", [settings])):
+    everything = params.image_set["parts"], params.image_set["size"], params.image_set["sha256"]
+    pixels = voc.count_pixels(image_sets.read_image_set(*everything, name=params.image_set["name"]))
+    header["pixels"] = pixels
 perturb.perturb(
     build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
     images,
     Path(snakemake.output[0]),
-    settings=params.settings,
+    settings=settings,
     seed=params.seed,
     name=network["name"],
-    header=header | {"source": source, "settings": params.settings, "seed": params.seed},
+    header=header | {"source": source, "settings": settings, "seed": params.seed},
     device=device(),
+    pixels=pixels,
     progress=lambda items, total: progress(items, source, total),
 )

@@ -1,0 +1,195 @@
+"""Objectives of attacks: every loss in use is a direction at the scores.
+
+With the scores u of a target, p = softmax(u), its true column y and its adversarial column y', the gradient of a loss
+at u is known in closed form, so no loss is ever differentiated here: an objective says in which direction the
+scores of every target are to move, and the engine hands that to the backward pass of the network.  Weights w are
+constants of the gradient, as in the papers.
+
+======== ================================== ===========================================================
+name     direction (ascent)                 source
+======== ================================== ===========================================================
+dag      e_y' - e_y on active targets       Xie et al., ICCV 2017, eq. 1 and 2 (see `dag.attack.rules`)
+ce       p - e_y                            Madry et al., ICLR 2018 (PGD)
+segpgd   w (p - e_y), w = 1 - l where the   Gu et al., ECCV 2022, l = (t - 1) / 2T
+         prediction is y, else l
+cospgd   w (p - e_y), w = p_y / |p|_2       Agnihotri et al., ICML 2024 (cosine of p and e_y)
+mce      w (p - e_y), w = 1[prediction = y] Croce et al., ECCV 2024 (SEA)
+mce-bal  the same, times 1 / N_y            Croce et al., ECCV 2024 (N_y pixels of class y in the set)
+js       w (p - e_y),                       Croce et al., ECCV 2024 (Jensen-Shannon divergence of p and e_y)
+         w = -p_y log(p_y / (1 + p_y)) / 2
+tsallis  w (p - e_y), w = p_y^(1 - q)       Tsallis cross-entropy, q from -2 to 1 over the iterations
+margin   e_j - e_y, j the best other column Carlini and Wagner, 2017
+======== ================================== ===========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dag.attack.rules import Rules
+from dag.networks.layers.operators import nms
+
+# Scores (N, C), true columns (N,), iteration t = 1..T, T, weight of every column (C,) -> direction (N, C), value (N,).
+Loss = Callable[[Tensor, Tensor, int, int, Tensor | None], tuple[Tensor, Tensor]]
+
+# Scores (N, C), the image's `dag.attack.engine.Problem`, its passes so far -> active targets, bool (N,); a function
+# that fills zeros (N, C) with the direction at the scores, or leaves them if the image no longer goes; and the value.
+Objective = Callable[[Tensor, object, int], tuple[Tensor, Callable[[Tensor, Tensor], Tensor], Tensor]]
+
+
+def cross_entropy(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every target."""
+    return _towards_others(u, y, torch.ones_like(u[:, 0]))
+
+
+def segpgd(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy that shifts from correct to wrong pixels as the iterations proceed (SegPGD, eq. 4 and 5)."""
+    wrong = (t - 1) / (2 * total)
+    return _towards_others(u, y, (u.argmax(1) == y).to(u) * (1 - 2 * wrong) + wrong)
+
+
+def cospgd(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy weighted with the cosine of softmax and one-hot label (CosPGD, eq. 5)."""
+    p = u.softmax(1)
+    return _towards_others(u, y, _column(p, y) / p.norm(dim=1))
+
+
+def masked(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the targets that are still correct (SEA, "mask-ce")."""
+    return _towards_others(u, y, (u.argmax(1) == y).to(u))
+
+
+def balanced(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same with every class weighted with the inverse of its frequency (SEA, "mask-ce-bal")."""
+    if share is None:
+        raise ValueError("the objective mce-bal needs the frequency of every class in the image set")
+    return _towards_others(u, y, (u.argmax(1) == y).to(u) * share.to(u)[y])
+
+
+def jensen_shannon(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Jensen-Shannon divergence of softmax and one-hot label (SEA): bounded, so that no target dominates."""
+    sure = F.log_softmax(u, 1)
+    log_p = _column(sure, y)
+    p = log_p.exp()
+    weight = -p * (log_p - torch.log1p(p)) / 2
+    direction, _ = _towards_others(u, y, weight)
+    # (KL(p, m) + KL(e_y, m)) / 2 with m = (p + e_y) / 2
+    value = ((1 - p) * log(2) + p * (log_p + log(2) - torch.log1p(p)) + log(2) - torch.log1p(p)) / 2
+    return direction, value
+
+
+def tsallis(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Tsallis cross-entropy (1 - p_y^(1 - q)) / (1 - q), q linear from -2 to 1; cross-entropy in the limit q = 1."""
+    q = -2 + 3 * (t - 1) / max(total - 1, 1)
+    log_p = _column(F.log_softmax(u, 1), y)
+    direction, _ = _towards_others(u, y, ((1 - q) * log_p).exp())
+    return direction, -torch.expm1((1 - q) * log_p) / (1 - q) if q < 1 else -log_p
+
+
+def margin(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Best other score minus the true one."""
+    others = u.scatter(1, y[:, None], -torch.inf)
+    best, j = others.max(1)
+    direction = torch.zeros_like(u).scatter_(1, j[:, None], 1.0)
+    return direction.scatter_add_(1, y[:, None], -torch.ones_like(best)[:, None]), best - _column(u, y)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "segpgd": segpgd,
+    "cospgd": cospgd,
+    "mce": masked,
+    "mce-bal": balanced,
+    "js": jensen_shannon,
+    "tsallis": tsallis,
+    "margin": margin,
+}
+
+
+def by_rules(rules: Rules, background: int | None, probabilities: Callable[[Tensor], Tensor] | None) -> Objective:
+    """The objective of the paper: every active target is pushed from its true label to its adversarial one."""
+
+    def objective(f: Tensor, problem, passes: int):
+        prediction = f.argmax(1)
+        pushed, left = _active(rules, f, prediction, problem, background, probabilities, passes == 0)
+        suppressed = problem.labels if rules.suppress == "label" else prediction
+
+        def weights(zeros: Tensor, goes: Tensor) -> Tensor:
+            """e_l' - e_l of every pushed target: r_m of the paper is the sum of grad f_l' - grad f_l."""
+            share = (pushed & goes).to(zeros)[:, None]
+            # Columns of rows that are not pushed may be -1; they get 0.
+            to, away = (columns.clamp(min=0)[:, None] for columns in (problem.adversarial, suppressed))
+            return zeros.scatter_(1, to, share).scatter_add_(1, away, -share)
+
+        return left, weights, f.new_zeros(())
+
+    return objective
+
+
+def by_loss(name: str, iterations: int, shares: Tensor | None) -> Objective:
+    """A loss of `LOSSES` on all targets."""
+
+    def objective(f: Tensor, problem, passes: int):
+        target, labels = problem.labels >= 0, problem.labels.clamp(min=0)
+        direction, value = LOSSES[name](f, labels, min(passes + 1, iterations), iterations, shares)
+
+        def weights(zeros: Tensor, goes: Tensor) -> Tensor:
+            return torch.where((target & goes)[:, None], direction, zeros)
+
+        return target & (f.argmax(1) == labels), weights, torch.where(target, value, 0).sum()
+
+    return objective
+
+
+def _active(rules, f, prediction, problem, background, probabilities, first):
+    """Targets to push in this step, and targets that keep the attack going; bool (N,) each."""
+    labels, adversarial = problem.labels, problem.adversarial
+    target = labels >= 0
+    if rules.strength is not None:
+        weak = _weak(rules.strength, f, target & (prediction == adversarial), adversarial, problem.boxes, probabilities)
+        prediction = torch.where(weak, labels, prediction)
+    if rules.active == "correct":
+        pushed = target & (prediction == labels)
+        return pushed, pushed
+    if rules.active == "unreached":
+        pushed = target & (prediction != adversarial)
+        return pushed, pushed
+    if rules.active == "unmoved":
+        if first:
+            return target, target
+        moved = prediction == adversarial
+        if background is not None:
+            moved = moved | (prediction == background)
+        return target & ~moved, target & (prediction == labels)
+    raise ValueError(f"active set {rules.active!r} is unknown; choose correct, unmoved or unreached")
+
+
+def _weak(strength, f, reached, adversarial, boxes, probabilities):
+    """Targets that reached their adversarial label and win their neighbourhood, but not surely enough."""
+    overlap, score = strength
+    weak = torch.zeros_like(reached)
+    rows = reached.nonzero().squeeze(1)
+    if len(rows):
+        sure = probabilities(f)[rows, adversarial[rows]]
+        # nms measures x_max - x_min; the last pixel of a box belongs to it.
+        windows = boxes[rows].float() + torch.tensor([0.0, 0.0, 1.0, 1.0], device=boxes.device)
+        winners = nms(windows, sure.float(), overlap)
+        weak[rows[winners[sure[winners] < score]]] = True
+    return weak
+
+
+def _column(values: Tensor, y: Tensor) -> Tensor:
+    return values.gather(1, y[:, None])[:, 0]
+
+
+def _towards_others(u: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """w (p - e_y), the gradient of w times the cross-entropy with constant w, and its value."""
+    sure = F.log_softmax(u, 1)
+    direction = sure.exp()
+    direction.scatter_add_(1, y[:, None], -torch.ones_like(weight)[:, None])
+    return direction.mul_(weight[:, None]), -weight * _column(sure, y)
