@@ -128,7 +128,7 @@ MISTAKES = {
     "an unknown key": ({"shards": 3}, "top level: unknown key 'shards'; known keys are attacks, "),
     "an unknown key deep inside": (
         {"attacks": {"detection": {"gamma": 1}}},
-        "attacks.detection: unknown key 'gamma'; known keys are confidence, iterations, limit, nms, options",
+        "attacks.detection: unknown key 'gamma'; known keys are budget, confidence, eps, ",
     ),
     "an unknown rule": ({"attacks": {"segmentation": {"options": {"clip": True}}}}, "attacks.segmentation.options: "),
     "a wrong type": ({"seed": "x"}, "seed: 'x' is not of type 'integer'"),
@@ -304,7 +304,35 @@ MISTAKES = {
     ),
     "bf16 on proposals": (
         rows("none", "mini-fr-zf-07@rough") | {"variants": {"rough": {"precision": "bf16"}}},
-        "tables.mine: perturbation 'mini-fr-zf-07@rough': precision bf16 is for segmentation",
+        "tables.mine: perturbation 'mini-fr-zf-07@rough': attack rough: precision bf16 is for segmentation",
+    ),
+    "a budget without a radius": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"objective": "ce", "budget": "linf"}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: eps is the radius of a budget; give both",
+    ),
+    "a radius without a budget": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"objective": "ce", "eps": 8}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: eps is the radius of a budget; give both",
+    ),
+    "auto-pgd without a loss": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"steps": "apgd", "budget": "linf", "eps": 8}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: apgd follows the value of a loss, and dag has none",
+    ),
+    "a random start without a ball": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"start": "uniform"}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: apgd, a uniform start and stages need a budget",
+    ),
+    "stages that do not add up": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"budget": "linf", "eps": 8, "stages": [[2, 0.5]]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the shares of the iterations in stages must add up",
+    ),
+    "balanced classes of proposals": (
+        rows("none", "mini-fr-zf-07@apgd-mce-bal-8"),
+        "tables.mine: perturbation 'mini-fr-zf-07@apgd-mce-bal-8': attack apgd-mce-bal-8: mce-bal weights pixels",
+    ),
+    "the worst of the worst": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["sea-8", "pgd-8"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': variant 'x' is the worst of 'sea-8', which is itself one",
     ),
     "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star: recipe 'fcn' is not in recipes"),
     "a recipe for the other task": (
