@@ -9,7 +9,8 @@ alone computes nothing that it does not show.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +110,55 @@ def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:
 
     Raises
     ------
-    ValueError
-        If a shard is missing or is not the one that the manifest names.
+    ShardError
+        If a shard is missing or is not the one that the manifest names; see `recomputed`.
     """
+    try:
+        entries = json.loads(Path(path).read_text())["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise store.ShardError(path, "not a list of cells") from error
     found = {}
-    for entry in json.loads(Path(path).read_text())["cells"]:
+    for entry in entries:
         shard = Path(entry["file"])
         if store.read_header(shard, "predictions")["key"] != entry["key"]:
-            raise ValueError(f"{shard}: not the shard that {path} names; delete {path} and run the workflow again")
+            raise store.ShardError(shard, f"not the shard that {path} names")
         found[entry["victim"], entry["perturbation"], entry["pixels"]] = shard
     return found
+
+
+@contextmanager
+def recomputed(*manifests: Path) -> Iterator[None]:
+    """Have the next run compute a cell that a job finds missing or damaged.
+
+    Snakemake does not know of single cells: while the manifest stands, it takes all of them for made.  So a cell
+    that cannot be read is deleted together with the manifests that name it.
+
+    Raises
+    ------
+    ValueError
+        In place of a `ShardError` of a cell; one of another file passes.
+    """
+    try:
+        yield
+    except store.ShardError as error:
+        naming = [Path(path) for path in manifests if error.path == Path(path) or str(error.path) in _named(path)]
+        if not naming:
+            raise
+        deleted = dict.fromkeys([error.path, *naming])
+        for path in deleted:
+            path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{error.path}: {error.wrong}; deleted {', '.join(map(str, deleted))}: run the workflow again, "
+            "which computes it"
+        ) from error
+
+
+def _named(manifest: Path) -> set[str]:
+    """Files that a manifest names; none if it cannot be read."""
+    try:
+        return {entry["file"] for entry in json.loads(Path(manifest).read_text())["cells"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def detections_of(rows: NDArray) -> dict[str, NDArray]:

@@ -54,7 +54,14 @@ LOCK, PART, SECOND = "lock", ".part", "second.h5"
 SEAL, MAGIC = struct.Struct("<Q32s8s"), b"dag seal"
 # What a file system without hard links answers to the wish for one.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-REMEDY = "delete it and run the workflow again"
+
+
+class ShardError(ValueError):
+    """A shard that is missing, damaged or not what it has to be: one sentence with its `path` and what is `wrong`."""
+
+    def __init__(self, path: Path | str, wrong: str, remedy: str = "delete it and run the workflow again"):
+        super().__init__(f"{path}: {wrong}; {remedy}")
+        self.path, self.wrong = Path(path), wrong
 
 
 def key(header: object) -> str:
@@ -351,25 +358,25 @@ def write_text(path: Path, text: str) -> None:
 def _opened(path: Path, kind: str | None) -> Iterator[tuple[h5py.File, dict]]:
     """An open shard, and its header as it is stored."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such shard; run the workflow to make it")
+        raise ShardError(path, "no such shard", "run the workflow to make it")
     with _intact(path, "the index or the header is"):
         sealed = _sealed(path)
     try:
         file = h5py.File(path, "r", locking=False)  # nobody changes it, and not every file system has locks
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or not an HDF5 file; {REMEDY}") from error
+        raise ShardError(path, "truncated or not an HDF5 file") from error
     with file:
         with _intact(path, "the header is"):
             found = file.attrs.get("dag")
         if found is None:
-            raise ValueError(f"{path}: an HDF5 file, but not a shard of this project; {REMEDY}")
+            raise ShardError(path, "an HDF5 file, but not a shard of this project")
         if found != FORMAT:
-            raise ValueError(f"{path}: shard format {found}, this version reads {FORMAT}; {REMEDY}")
+            raise ShardError(path, f"shard format {found}, this version reads {FORMAT}")
         if not sealed:
-            raise ValueError(f"{path}: truncated or changed since it was made; {REMEDY}")
+            raise ShardError(path, "truncated or changed since it was made")
         label = {name: file.attrs[name] for name in ("kind", "key", "header", "ids", "versions")}
         if kind is not None and label["kind"] != kind:
-            raise ValueError(f"{path}: holds {label['kind']}, not {kind}; {REMEDY}")
+            raise ShardError(path, f"holds {label['kind']}, not {kind}")
         yield file, label
 
 
@@ -481,7 +488,7 @@ def _intact(path: Path | str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path}: {what} damaged; delete the file and run the workflow again") from error
+        raise ShardError(path, f"{what} damaged") from error
 
 
 @contextmanager

@@ -7,19 +7,21 @@ from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
 
+from dag.evaluate.cells import recomputed
 from dag.report import gallery
 from dag.workflow.store import write_json, write_text
 
 params, shard, settings = snakemake.params, snakemake.wildcards.shard, snakemake.params.image_set
 images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
-records, details = gallery.draw_shard(
-    Path(snakemake.output.pictures),
-    image_sets.shard_of(images, shard, settings["shard_size"]),
-    params.shown,
-    dict(zip(params.shown, map(Path, snakemake.input.perturbations), strict=True)),
-    Path(snakemake.input.manifest),
-    {victim: entry["task"] for victim, entry in params.victims.items()},
-    progress=lambda items: progress(items, shard),
-)
+with recomputed(snakemake.input.manifest):
+    records, details = gallery.draw_shard(
+        Path(snakemake.output.pictures),
+        image_sets.shard_of(images, shard, settings["shard_size"]),
+        params.shown,
+        dict(zip(params.shown, map(Path, snakemake.input.perturbations), strict=True)),
+        Path(snakemake.input.manifest),
+        {victim: entry["task"] for victim, entry in params.victims.items()},
+        progress=lambda items: progress(items, shard),
+    )
 write_text(snakemake.output.details, gallery.script("gallery.details", {"shard": shard} | details))
 write_json(snakemake.output.records, records)

@@ -6,6 +6,7 @@ from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
+from dag.evaluate.cells import recomputed
 from dag.report.provenance import provenance
 from dag.workflow.store import write_json
 
@@ -15,4 +16,6 @@ products = {
     for name, entry in params.products.items()
 }
 sources = [Path(path) for path in snakemake.input.shards]
-write_json(snakemake.output[0], provenance(params.configuration, params.package, sources, products))
+with recomputed(*(path for entry in params.products.values() for path in entry["manifests"])):
+    made = provenance(params.configuration, params.package, sources, products)
+write_json(snakemake.output[0], made)

@@ -39,6 +39,36 @@ def shard(path: Path, kind: str, arrays: dict, header: dict | None = None, **att
     return path
 
 
+# Cells that cannot be read
+
+
+def test_what_names_a_damaged_cell_is_deleted_with_it(tmp_path):
+    header = {"network": "v"}
+    paths = [shard(tmp_path / f"{name}.h5", "predictions", {"a": noise("a")}, header) for name in "xy"]
+    manifests = [tmp_path / f"{name}.json" for name in "xyz"]
+    for path, manifest in zip([*paths, paths[0]], manifests, strict=True):
+        cells.write_manifest(manifest, [cells.Cell("v", "none", "float", None, path, header)])
+    source = shard(tmp_path / "r.h5", "perturbations", {"a": noise("a")})
+    for path in (paths[0], source):
+        path.write_bytes(path.read_bytes()[:-9])
+    names = f"{paths[0]}, {manifests[0]}, {manifests[2]}"
+    expected = f"x.h5: .*; deleted {names}: run the workflow again, which computes it$"
+    with pytest.raises(ValueError, match=expected), cells.recomputed(*manifests):
+        cells.read_manifest(manifests[0])
+    assert [path.exists() for path in [*paths, *manifests]] == [False, True, False, True, False]
+    # what is not a cell of theirs is declared to Snakemake, and stays for the user
+    with pytest.raises(store.ShardError, match="r.h5: .*; delete it and run"), cells.recomputed(*manifests):
+        store.read_header(source)
+    assert source.exists()
+    manifests[1].write_text("{")
+    with (
+        pytest.raises(ValueError, match="y.json: not a list of cells; deleted .*y.json: run"),
+        cells.recomputed(*manifests),
+    ):
+        cells.read_manifest(manifests[1])
+    assert paths[1].exists() and not manifests[1].exists()
+
+
 # Sums and permuted controls
 
 

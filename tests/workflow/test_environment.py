@@ -148,12 +148,14 @@ NO_IMAGE_OR_RESULT_FILES = re.compile(
 )
 
 
-# A job of these stages also builds the network that it runs, or chooses images by their scores.
+# A job of these stages also builds the network that it runs, chooses images by their scores, or reads cells.
 OTHER_ROOMS = {
     "attack/perturb": {"networks"},
     "attack/shape": {"networks"},
     "evaluate/predict": {"networks"},
+    "report/draw_gallery": {"evaluate"},
     "report/plot_examples": {"evaluate"},
+    "report/write_provenance": {"evaluate"},
 }
 
 

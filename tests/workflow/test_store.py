@@ -576,7 +576,7 @@ def test_a_wrong_bit_in_an_array_is_found_with_its_image(tmp_path):
     for position in (first, first + size // 2, first + size - 1):
         path.write_bytes(content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :])
         assert store.read_header(path) and store.read_attributes(path)
-        with pytest.raises(ValueError, match=f"a.h5: the data of image {IDS[0]} are damaged; delete the file and run"):
+        with pytest.raises(ValueError, match=f"a.h5: the data of image {IDS[0]} are damaged; delete it and run"):
             store.read(path, IDS[0])
         assert same_bits(store.read(path, IDS[1])[0], array(IDS[1]))
 

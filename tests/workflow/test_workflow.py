@@ -386,6 +386,51 @@ def test_a_job_that_fails_says_why_on_the_terminal(workflow, run):
     assert "start the same command again" in advice and advice.endswith("--config 'given_up=[mini-test/0001]'")
 
 
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flipped(path: Path) -> None:
+    """A wrong bit in an array, which the header does not show."""
+    import h5py
+
+    with h5py.File(path) as file:
+        first, _ = store._place(file["001001"])
+    content = bytearray(path.read_bytes())
+    content[first] ^= 8
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncated, flipped, Path.unlink])
+@pytest.mark.parametrize("of", ["predictions/mini-fr-zf-07/none.float", "perturbations/mini-fr-zf-07"])
+def test_the_advice_on_a_damaged_shard_works_when_it_is_followed(workflow, run, damage, of):
+    old = scores(run, "small")
+    shard = f"results/tiny/mini-test/{of}/0000.h5"
+    damage(run / shard)
+    for made in ("scores", "tables"):
+        shutil.rmtree(run / "results/tiny" / made)
+    is_cell = "predictions" in of
+    if not is_cell:  # its cells are wanted anew
+        (run / "results/tiny/cells/small/mini-test/0000.json").unlink()
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    if is_cell:
+        errors = re.findall(r"^ *Error: (.*)$", text, re.MULTILINE)  # of both tables
+        assert code == 1 and errors and not (run / shard).exists(), text
+        for error in errors:
+            assert re.fullmatch(
+                rf"{shard}: .*; deleted {shard}, results/tiny/cells/(small|other)/mini-test/0000.json: "
+                "run the workflow again, which computes it",
+                error,
+            )
+    elif damage != Path.unlink:
+        assert code == 1 and re.search(rf"Error: {shard}: .*; delete it and run the workflow again", text), text
+        (run / shard).unlink()
+    if code:
+        code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    assert code == 0 and scores(run, "small") == old, text
+
+
 @pytest.mark.slow
 def test_tables_without_a_shard_say_which_images_are_missing(workflow, run):
     """In the form in which the advice gives it; figures and the other tables lack the shard as well."""
