@@ -42,13 +42,18 @@ def forget_second_names():
         store.forget(folder)
 
 
+def read_log(path):
+    """What a job wrote; nothing if it did not come so far."""
+    return Path(path).read_text(errors="replace") if Path(path).is_file() else ""
+
+
 onsuccess:
     forget_second_names()
 
 
 onerror:
     forget_second_names()
-    logger.error(plan.advice("".join(Path(file).read_text() for file in log), config))
+    logger.error(plan.advice("".join(Path(file).read_text() for file in log), config, read=read_log))
 
 
 wildcard_constraints:

@@ -19,6 +19,7 @@ from dag.attack.methods import Method, method_of, project, start
 from dag.attack.rules import NO_TARGETS, Rules, rules_of
 from dag.attack.targets import Targets, detection_targets, segmentation_targets
 from dag.data import voc
+from dag.data.image_sets import ImageError
 from dag.networks.interface import Detector, Network, Segmenter
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
@@ -236,9 +237,9 @@ def perturb(
                     else:
                         problem, targets = detection_problem(network, image, truth, settings, rules, rng, image_id)
                 except ValueError as error:
-                    raise ValueError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
+                    raise ImageError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
                 except torch.OutOfMemoryError as error:
-                    raise ValueError(
+                    raise ImageError(
                         f"{path}: {name} cannot attack image {image_id} ({_pixels(image)}): finding its targets does "
                         "not fit into the memory of the GPU; use one with more memory or fewer proposals"
                     ) from error
@@ -277,7 +278,7 @@ def perturb(
             if stored is not None:
                 stored.result()
         except AttackError as error:
-            raise ValueError(f"{path}: {name} cannot attack image {error}") from error
+            raise ImageError(f"{path}: {name} cannot attack image {error}") from error
         except KeyboardInterrupt as interruption:
             for problem, _ in begun.values():
                 interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")

@@ -11,6 +11,10 @@ from pathlib import Path
 _ID = re.compile(r"[^\s./\\][^\s/\\]*")
 
 
+class ImageError(ValueError):
+    """One image cannot be used, or its mask or annotation; without its shard the others can."""
+
+
 def read_ids(path: str | Path) -> list[str]:
     """Image ids of a list of `ImageSets`, in its order: one on every line, UTF-8.
 

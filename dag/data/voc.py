@@ -11,12 +11,13 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dag.data.image_sets import read_ids
+from dag.data.image_sets import ImageError, read_ids
 
 CLASSES = (
     "background",
@@ -73,6 +74,19 @@ class Objects:
     difficult: np.ndarray
 
 
+def _of_one_image(read: Callable) -> Callable:
+    """Turn the ValueError of a function that reads one image into an ImageError."""
+
+    @wraps(read)
+    def reading(*arguments):
+        try:
+            return read(*arguments)
+        except ValueError as error:
+            raise ImageError(*error.args) from error
+
+    return reading
+
+
 def colour_map() -> np.ndarray:
     """The colours of VOC's label maps, uint8 (256, 3) RGB.
 
@@ -93,6 +107,7 @@ def path_of(kind: str, root: str | Path, image_id: str) -> Path:
     return Path(root, FILES[kind].format(image_id))
 
 
+@_of_one_image
 def read_image(root: str | Path, image_id: str) -> np.ndarray:
     """The image, float32 RGB (3, H, W) in [0, 255].
 
@@ -113,6 +128,7 @@ def read_picture(path: str | Path) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1), dtype=np.float32)
 
 
+@_of_one_image
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     """Height and width of an image, from the header of its file.
 
@@ -125,6 +141,7 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
         return image.height, image.width
 
 
+@_of_one_image
 def read_label_map(root: str | Path, image_id: str) -> np.ndarray:
     """The class of every pixel, uint8 (H, W): VOC ids 0..20, 255 = void.
 
@@ -235,6 +252,7 @@ def arrange_sbd(folder: str | Path, progress: Callable[[list], Iterable] = iter)
         shutil.rmtree(folder / rest)
 
 
+@_of_one_image
 def read_objects(root: str | Path, image_id: str) -> Objects:
     """The annotated objects of an image; its XML boxes are 1-based, the returned ones 0-based.
 

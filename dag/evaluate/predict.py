@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dag.attack.arithmetic import apply
+from dag.data.image_sets import ImageError
 from dag.evaluate.cells import Cell
 from dag.networks.interface import Network
 from dag.networks.layers.precision import arithmetic
@@ -81,7 +82,7 @@ def _naming(cell: Cell, image_id: str, image: NDArray) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ValueError(
+        raise ImageError(
             f"{cell.path}: {cell.victim} cannot be shown {where}: it does not fit into the memory of the GPU; "
             "use one with more memory"
         ) from error

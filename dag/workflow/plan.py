@@ -6,12 +6,14 @@ Pure functions; nothing here reads an image, a weight or a result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dag.workflow.names import parse
 
+# What a job says when one image keeps it from its end, see `advice`.
+OF_ONE_IMAGE = "This concerns one image: the shard can be given up."
 # Tables that are always made.
 ABOUT = ("claims", "perceptibility", "statuses")
 
@@ -237,18 +239,33 @@ def given_up(config: dict, image_set: str) -> list[str]:
     return [shard for shard in all_shards(config, image_set) if f"{image_set}/{shard}" in config["given_up"]]
 
 
-def advice(log: str, config: dict) -> str:
-    """What to do after a run in which jobs failed, from what Snakemake logged."""
+def advice(log: str, config: dict, read: Callable[[str], str]) -> str:
+    """What to do after a run in which jobs failed.
+
+    Parameters
+    ----------
+    log : str
+        What Snakemake logged.
+    config : dict
+    read : callable
+        Text of the log file of a job.
+    """
     text = (
         "Jobs have failed; each said why above and in its file below logs/. "
         "Mend that and start the same command again: what is finished is kept."
     )
-    failed = re.findall(r"^Error in rule (?:perturb|predict):$.*?^    output: (\S+)$", log, re.MULTILINE | re.DOTALL)
-    shards = {_shard_of(Path(output)): None for output in failed}
-    if shards:
+    failed = dict.fromkeys(config["given_up"])
+    for job in re.findall(r"^Error in rule \S*(?:perturb|predict):$((?:\n +.*)*)", log, re.MULTILINE):
+        said = dict(re.findall(r"^ +(output|log): (\S+)", job, re.MULTILINE))
+        if OF_ONE_IMAGE in read(said["log"]):
+            failed[_shard_of(Path(said["output"]))] = None
+    # none of an image set that would be left without images
+    left = config | {"given_up": list(failed)}
+    useful = [name for name in failed if shards(left, name.partition("/")[0])]
+    if len(useful) > len(config["given_up"]):
         text += (
-            " Or give the shards up that failed; every table then says which images are missing: "
-            f"--config 'given_up=[{', '.join([*config['given_up'], *shards])}]'"
+            " Or give up the shards whose images cannot be used; every table then says which images are missing: "
+            f"--config 'given_up=[{', '.join(useful)}]'"
         )
     return text
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from dag.data import image_sets
+from dag.workflow import plan
 from dag.workflow.store import file_digest
 
 _held: list[IO] = []  # locks of the devices of this process, held until it ends
@@ -59,6 +60,8 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
     # an OSError that comes from the system has a number
     if ours and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)):
         print(f"Error: {error}", file=sys.stderr)
+        if isinstance(error, image_sets.ImageError):
+            print(plan.OF_ONE_IMAGE, file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

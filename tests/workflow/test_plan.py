@@ -612,9 +612,7 @@ def test_shards_given_up():
     assert image_sets.without_shards(images, [], 2) == images
 
 
-def test_advice_names_the_shards_that_failed():
-    """From what Snakemake 9 logs; only `perturb` and `predict` make shards."""
-    log = """
+ERRORS = """
 Error in rule perturb:
     message: None
     jobid: 16
@@ -624,17 +622,41 @@ Error in rule perturb:
 
 Error in rule train:
     output: resources/weights/c.pt
+    log: logs/train/c.txt (check log file(s) for error details)
 
-Error in rule predict:
+Error in rule dag_predict:
     jobid: 3
     output: results/e/cells/table2/other/0012.json
+    log: logs/predict/e/table2/other/0012.txt (check log file(s) for error details)
 
 Error in rule perturb:
-    output: results/e/voc-test/perturbations/c/0001.h5
+    output: results/e/voc-test/perturbations/c/0002.h5
+    log: logs/perturb/e/voc-test/c/0002.txt (check log file(s) for error details)
 """
-    text = plan.advice(log, {"given_up": ["voc-test/0000"]})
-    assert text.endswith("--config 'given_up=[voc-test/0000, voc-test/0001, other/0012]'")
-    assert "given_up" not in plan.advice(log.partition("Error in rule predict")[0][-120:], {"given_up": []})
+SIZES = {"image_sets": {"voc-test": {"size": 3}, "other": {"size": 13}}, "shard_size": 1}
+
+
+def offered(config: dict, **logs: str) -> str:
+    """What the advice offers to give up, from the last lines of the logs of jobs, by shard."""
+    said = {name.removeprefix("s"): f"Error: x\n{text}\n" for name, text in logs.items()}
+    text = plan.advice(ERRORS, SIZES | config, lambda path: said[Path(path).stem])
+    assert text.startswith("Jobs have failed") and "start the same command again" in text
+    return text.partition("--config ")[2]
+
+
+def test_the_advice_gives_up_the_shards_whose_images_cannot_be_used():
+    """From what Snakemake 9 logs; only `perturb` and `predict` make shards."""
+    image, full = plan.OF_ONE_IMAGE, ""
+    none = {"given_up": []}
+    assert offered(none, s0001=image, s0012=image, s0002=full) == "'given_up=[voc-test/0001, other/0012]'"
+    assert offered({"given_up": ["voc-test/0000"]}, s0001=image, s0012=full, s0002=full) == (
+        "'given_up=[voc-test/0000, voc-test/0001]'"
+    )
+    # a full disk, a lock: no image is to blame
+    assert offered(none, s0001=full, s0012=full, s0002=full) == ""
+    # and nothing is offered that would leave no image
+    given_up = {"given_up": ["voc-test/0000"]}
+    assert offered(given_up, s0001=image, s0012=full, s0002=image) == ""
 
 
 def test_the_attack_of_a_source():
