@@ -190,7 +190,7 @@ def count_pixels(images: Iterable[tuple[Path, str]]) -> dict[int, int]:
     counts = np.zeros(256, np.int64)
     for root, image_id in images:
         counts += np.bincount(read_label_map(root, image_id).ravel(), minlength=256)
-    return {label: int(counts[label]) for label in np.flatnonzero(counts) if label != VOID}
+    return {int(label): int(counts[label]) for label in np.flatnonzero(counts) if label != VOID}
 
 
 def read_sbd_label_map(path: str | Path) -> np.ndarray:
