@@ -64,11 +64,33 @@ RULES = {
 
 RULES_NAMES = {"algorithm-1": "Algorithm 1", "authors": "authors' rules"}
 
+# What every objective beside Dense Adversary Generation raises, at all targets at once.
+OBJECTIVES = {
+    "ce": "the cross-entropy (PGD)",
+    "segpgd": "the cross-entropy, first of correct and then more and more of wrong pixels (SegPGD)",
+    "cospgd": "the cross-entropy, weighted with the cosine of softmax and label (CosPGD)",
+    "mce": "the cross-entropy of what is still correct",
+    "mce-bal": "the cross-entropy of what is still correct, every class weighted with the inverse of its frequency",
+    "js": "the Jensen-Shannon divergence of softmax and label",
+    "tsallis": "the Tsallis cross-entropy, q from -2 to 1",
+    "margin": "the margin of the best wrong class over the true one",
+}
+
 _CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
 _SETTINGS = {
+    "targets": "targets: {}",
+    "steps": "steps by {}",
     "iterations": "at most {} iterations",
     "step": "steps of {} grey levels",
+    "budget": "{} norm bounded",
+    "eps": "by {} grey levels",
+    "start": "start: {}",
+    "stop": "stop: {}",
+    "keep": "the {} iterate is kept",
+    "smooth": "gradients smoothed over {} pixels",
+    "scales": "gradients of {} scales",
+    "stages": "stages (multiple of the budget, share of the iterations) {}",
     "nms": "proposals suppressed above IoU {}",
     "limit": "at most {} proposals",
     "overlap": "targets overlap an object by IoU > {}",
@@ -248,12 +270,18 @@ def _attacks(config: dict) -> list[dict]:
         found.items(), key=lambda item: (item[0][0] != "", item[0][1] != "segmentation")
     ):
         changes = config["variants"].get(variant, {}) if variant else settings
+        objective, members = settings.get("objective", "dag"), config["variants"].get(variant, {}).get("worst_of", [])
+        text = RULES[settings["rules"], task] if "rules" in changes and objective == "dag" else ""
+        if objective != "dag":
+            text = f"Raises {OBJECTIVES[objective]}."
+        elif members:
+            text = f"Of {', '.join(members)}, on every image the attack that leaves the fewest targets correct."
         attacks.append(
             {
                 "task": task,
                 "variant": variant,
-                "rules": RULES_NAMES[settings["rules"]],
-                "text": RULES[settings["rules"], task] if "rules" in changes else "",
+                "rules": RULES_NAMES[settings["rules"]] if objective == "dag" and not members else variant,
+                "text": text,
                 "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
                 "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
             }

@@ -152,3 +152,23 @@ def test_where_images_come_from():
 def test_overlays_with_images_of_their_own_name_a_kind(name):
     text = yaml.safe_load((ROOT / "config" / name).read_text())
     assert "kind" in text or "targets" not in text
+
+
+def test_attacks_of_the_family_are_described_from_their_settings():
+    rows = ["mini-fcn-vgg@pgd-8", "mini-fcn-vgg@sea-4", "mini-fcn-vgg@dag-2"]
+    table = {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test", "sources": rows}
+    attacks = described(tables={"mine": table}, figures={}, targets=["mine"])["attacks"]
+    by_variant = {attack["variant"]: attack for attack in attacks}
+    assert by_variant["pgd-8"]["text"] == "Raises the cross-entropy (PGD)."
+    assert by_variant["pgd-8"]["settings"].startswith(
+        "targets: all, steps by sign, at most 20 iterations, steps of 2 grey"
+    )
+    assert "linf norm bounded, by 8 grey levels, start: uniform" in by_variant["pgd-8"]["settings"]
+    assert by_variant["sea-4"]["text"].startswith("Of apgd-mce-4, apgd-mce-bal-4, apgd-js-4, on every image")
+    assert by_variant["dag-2"]["rules"] == "Algorithm 1" and by_variant["dag-2"]["text"] == ""
+
+
+def test_every_objective_has_its_words():
+    from dag.attack.objectives import LOSSES
+
+    assert set(description.OBJECTIVES) == set(LOSSES)
