@@ -28,7 +28,7 @@ rule perturb:
     params:
         network=lambda wildcards: jobs.network(config, plan.network_of(wildcards.source)),
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
-        settings=lambda wildcards: plan.attack(config, wildcards.source),
+        settings=lambda wildcards: jobs.attack(config, wildcards.source),
         seed=config["seed"],
         code=code("scripts/attack/perturb.py"),
     script:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dag.attack.arithmetic import perceptibility
 from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
 from dag.attack.methods import Method, method_of, project, start
+from dag.attack.own import own_attacks
 from dag.attack.rules import NO_TARGETS, Rules, rules_of
 from dag.attack.targets import Targets, detection_targets, segmentation_targets
 from dag.data import voc
@@ -104,6 +105,8 @@ def attacks(
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
 
+    A `function` of the settings is an attack of the user's own, see `dag.attack.own`.
+
     `stages` of the settings are pairs (multiple of eps, share of the iterations) that follow each other, each from
     where the one before arrived (Croce et al., ECCV 2024); `worst_of` are settings of several attacks, of which every
     image keeps the one that leaves the fewest targets correct, the first of equals.
@@ -118,10 +121,13 @@ def attacks(
                 yield problem, min((one[problem] for one in found), key=lambda attack: min(attack.active, default=0))
         return
     detector = network.task == "detection"
-    method = method_of(settings)
+    method, scores = method_of(settings), proposal_scores(network) if detector else pixel_scores(network)
+    if "function" in settings:
+        yield from own_attacks(network, problems, scores, settings, method)
+        return
     run = partial(
         dense_adversaries,
-        scores=proposal_scores(network) if detector else pixel_scores(network),
+        scores=scores,
         rules=rules_of(settings, network.task),
         iterations=settings["iterations"],
         step=settings["step"],

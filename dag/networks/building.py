@@ -52,7 +52,7 @@ def build(
         if not path.is_file():
             raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
     state_dict = files.pop("state_dict", None)
-    function, arguments = _function(architecture), {**(arguments or {}), **files}
+    function, arguments = function_of(architecture), {**(arguments or {}), **files}
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -112,7 +112,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: cannot be loaded as weights of {type(network).__name__}: {reason}") from error
 
 
-def _function(architecture: str):
+def function_of(architecture: str):
     module_name, _, function_name = architecture.partition(":")
     try:
         if module_name.endswith(".py"):
@@ -127,7 +127,7 @@ def _function(architecture: str):
             raise ImportError(f"there is no {function_name} in it")
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"architecture {architecture!r} cannot be found ({error}); give package.module:function of what is "
+            f"{architecture!r} cannot be found ({error}); give package.module:function of what is "
             "installed or on PYTHONPATH, or path/to/file.py:function with a path from the working directory"
         ) from error
     return vars(module)[function_name]

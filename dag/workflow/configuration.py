@@ -99,6 +99,11 @@ def _contradiction(settings: dict, task: str) -> str | None:
         return "apgd, a uniform start and stages need a budget; give `budget: linf` and `eps: 8`"
     if dag and steps == "apgd":
         return "apgd follows the value of a loss, and dag has none; choose another objective"
+    moves = [key for key in ("objective", "steps", "start", "keep", "stages", "smooth", "scales") if key in settings]
+    if "function" in settings and moves:
+        return f"the function does all by itself; leave {moves[0]} out"
+    if "arguments" in settings and "function" not in settings:
+        return "arguments are those of a function; name it, path/to/file.py:function"
     if not dag and "options" in settings:
         return f"options change the rules of dag; the objective {objective} has none"
     if task == "detection" and objective == "mce-bal":

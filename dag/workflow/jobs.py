@@ -72,6 +72,18 @@ def network(config: dict, name: str) -> dict:
     }
 
 
+def attack(config: dict, source: str) -> dict:
+    """Settings of a source's attack, and the code of a function of the user's own."""
+    settings = plan.attack(config, source)
+    if "worst_of" in settings:
+        return settings | {"worst_of": [_with_code(each) for each in settings["worst_of"]]}
+    return _with_code(settings)
+
+
+def _with_code(settings: dict) -> dict:
+    return settings | ({"code": code(settings["function"])} if "function" in settings else {})
+
+
 def training_inputs(config: dict, name: str) -> dict[str, str]:
     """What a network of the miniature is trained from."""
     training = config["networks"][name]["training"]

@@ -256,3 +256,70 @@ def test_what_is_stored_while_the_next_image_is_attacked_is_the_same(root, tmp_p
             lambda self, *given, **more: self if given == ("pretended",) else TO(self, *given, **more),
         )
         assert same(alone, perturbed("segmentation", root, IDS, tmp_path / "b.h5", device="pretended"))
+
+
+# Attacks beside Dense Adversary Generation
+
+BOUNDED = SEGMENTATION | {
+    "targets": "all",
+    "steps": "sign",
+    "budget": "linf",
+    "eps": 6,
+    "step": 2,
+    "stop": "iterations",
+}
+
+
+def test_all_pixels_that_are_not_void_are_targets(root, tmp_path):
+    found = perturbed("segmentation", root, IDS, tmp_path / "a.h5", settings=BOUNDED | {"objective": "ce"})
+    for image_id, (r, known) in found.items():
+        assert known["targets"] == (voc.read_label_map(root, image_id) != voc.VOID).sum()
+        assert known["status"] == "iteration limit" and len(known["active"]) == 4
+        image = voc.read_image(root, image_id)
+        assert abs(r).max() <= 6 and (image + r).min() >= 0 and (image + r).max() <= 255
+
+
+def test_a_random_start_depends_on_seed_network_and_image_alone(root, tmp_path):
+    settings = BOUNDED | {"objective": "ce", "start": "uniform", "step": 0.001}
+    together = perturbed("segmentation", root, IDS, tmp_path / "a.h5", settings=settings)
+    (alone,) = perturbed("segmentation", root, IDS[1:2], tmp_path / "b.h5", settings=settings).values()
+    assert np.array_equal(together[IDS[1]][0], alone[0])
+    other = perturbed("segmentation", root, IDS[1:2], tmp_path / "c.h5", settings=settings, seed=1)[IDS[1]][0]
+    assert abs(alone[0] - other).max() > 1 and abs(together[IDS[0]][0] - alone[0]).max() > 1
+    # another objective starts from the same noise, three steps of 0.001 away
+    cos = perturbed("segmentation", root, IDS[1:2], tmp_path / "d.h5", settings=settings | {"objective": "cospgd"})
+    assert abs(cos[IDS[1]][0] - alone[0]).max() < 0.01
+
+
+def test_stages_go_on_from_each_other_with_shrinking_budgets(root, tmp_path):
+    settings = BOUNDED | {"objective": "mce", "stages": [[2, 0.5], [1, 0.5]], "iterations": 4}
+    staged = perturbed("segmentation", root, IDS[:1], tmp_path / "a.h5", settings=settings)[IDS[0]]
+    wide = settings | {"eps": 12, "iterations": 2}
+    del wide["stages"]
+    first = perturbed("segmentation", root, IDS[:1], tmp_path / "b.h5", settings=wide)[IDS[0]]
+    assert abs(staged[0]).max() <= 6 and len(staged[1]["active"]) == 3
+    # two steps of 2 from zero stay within both budgets, so the second stage begins where the first one ended
+    assert staged[1]["active"][0] == first[1]["active"][-1]
+
+
+def test_every_image_keeps_the_worst_of_several_attacks(root, tmp_path):
+    members = [BOUNDED | {"objective": name} for name in ("ce", "margin", "js")]
+    alone = [perturbed("segmentation", root, IDS, tmp_path / f"{n}.h5", settings=m) for n, m in enumerate(members)]
+    worst = perturbed("segmentation", root, IDS, tmp_path / "w.h5", settings=members[0] | {"worst_of": members})
+    for image_id, (r, known) in worst.items():
+        fewest = [min(one[image_id][1]["active"]) for one in alone]
+        assert min(known["active"]) == min(fewest)
+        assert np.array_equal(r, alone[fewest.index(min(fewest))][image_id][0])
+
+
+def test_balanced_classes_are_weighted_with_the_whole_image_set(root, tmp_path):
+    settings = BOUNDED | {"objective": "mce-bal", "steps": "l2", "step": 50.0}
+    pixels = voc.count_pixels((root, image_id) for image_id in IDS)
+    counted = np.unique(np.concatenate([voc.read_label_map(root, each).ravel() for each in IDS]), return_counts=True)
+    assert pixels == {int(a): int(b) for a, b in zip(*counted, strict=True) if a != voc.VOID}
+    r = perturbed("segmentation", root, IDS[:1], tmp_path / "a.h5", settings=settings, pixels=pixels)[IDS[0]][0]
+    same_pixels = perturbed("segmentation", root, IDS[:1], tmp_path / "b.h5", settings=settings, pixels=pixels)
+    assert np.array_equal(r, same_pixels[IDS[0]][0])
+    changed = pixels | {0: 1}
+    other = perturbed("segmentation", root, IDS[:1], tmp_path / "c.h5", settings=settings, pixels=changed)[IDS[0]][0]
+    assert not np.array_equal(r, other)

@@ -1,0 +1,74 @@
+"""Attacks of your own: a function that perturbs one image, checked and counted like every other attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from dag.attack.engine import Attack, AttackError, Problem
+from dag.attack.methods import Method
+from dag.attack.rules import CONVERGED, ITERATION_LIMIT, NO_TARGETS
+from dag.networks.building import function_of
+from dag.networks.interface import Network
+
+
+def own_attacks(
+    network: Network,
+    problems: Iterable[Problem],
+    scores: Callable[[Tensor, list[Problem]], list[Tensor]],
+    settings: dict,
+    method: Method,
+) -> Iterator[tuple[Problem, Attack]]:
+    """Perturb every image by the function that `settings` name.
+
+    The function is called as ``function(network, image, scores, labels, **arguments)`` with the image (1, 3, H, W) in
+    0..255, a callable from images (1, 3, H, W) to the scores (N, C) of the targets, differentiable in the image, and
+    the true columns (N,).  It returns the perturbation r (1, 3, H, W) in grey levels.  The recorded |T_m| are counted
+    here, before and after.
+
+    Raises
+    ------
+    AttackError
+        If the function fails, or r has another shape, is not finite or leaves the budget.
+    """
+    name = settings["function"]
+    function = function_of(name)
+    for problem in problems:
+        if not (problem.labels >= 0).any():
+            yield problem, Attack(torch.zeros_like(problem.image)[None], NO_TARGETS, [])
+            continue
+        image = problem.image[None]
+
+        def of_targets(x: Tensor, problem: Problem = problem) -> Tensor:
+            return scores(x, [problem])[0]
+
+        def correct(x: Tensor, problem: Problem = problem) -> int:
+            with torch.no_grad():
+                return int((of_targets(x).argmax(1) == problem.labels).sum())
+
+        try:
+            r = function(network, image, of_targets, problem.labels, **settings.get("arguments", {}))
+        except Exception as error:
+            raise AttackError(f"{problem.name}: {name} failed: {type(error).__name__}: {error}") from error
+        _check(r, problem, method, name)
+        r = r.detach().to(problem.image)
+        active = [correct(image), correct(image + r)]
+        yield problem, Attack(r, CONVERGED if not active[1] else ITERATION_LIMIT, active)
+
+
+def _check(r: Tensor, problem: Problem, method: Method, name: str) -> None:
+    shape = (1, *problem.image.shape)
+    if not isinstance(r, Tensor) or tuple(r.shape) != shape:
+        found = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
+        raise AttackError(f"{problem.name}: {name} returned {found}; return a tensor r of the shape {shape}")
+    if not torch.isfinite(r).all():
+        raise AttackError(f"{problem.name}: {name} returned values that are not finite")
+    if method.budget is not None:
+        size = r.abs().max() if method.budget == "linf" else r.double().norm()
+        if size > method.eps * (1 + 1e-6):
+            raise AttackError(
+                f"{problem.name}: {name} returned a perturbation of {method.budget} norm {size:.4g}, above the budget "
+                f"eps = {method.eps}; project it, or leave budget and eps out"
+            )
