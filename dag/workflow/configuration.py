@@ -81,11 +81,11 @@ def _check_attack(config: dict, source: str) -> None:
     network, _, variant = source.partition("@")
     settings, task = plan.attack(config, source), config["networks"][network]["task"]
     for one in settings.get("worst_of", [settings]):
-        if problem := _contradiction(one, task):
+        if problem := contradiction(one, task):
             raise ValueError(f"attack {variant or task}: {problem}")
 
 
-def _contradiction(settings: dict, task: str) -> str | None:
+def contradiction(settings: dict, task: str) -> str | None:
     """What is wrong with the settings of an attack, in a sentence."""
     objective, steps, budget = (settings.get(key) for key in ("objective", "steps", "budget"))
     dag = objective in (None, "dag")

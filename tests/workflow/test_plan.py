@@ -128,7 +128,7 @@ MISTAKES = {
     "an unknown key": ({"shards": 3}, "top level: unknown key 'shards'; known keys are attacks, "),
     "an unknown key deep inside": (
         {"attacks": {"detection": {"gamma": 1}}},
-        "attacks.detection: unknown key 'gamma'; known keys are budget, confidence, eps, ",
+        "attacks.detection: unknown key 'gamma'; known keys are arguments, budget, confidence, ",
     ),
     "an unknown rule": ({"attacks": {"segmentation": {"options": {"clip": True}}}}, "attacks.segmentation.options: "),
     "a wrong type": ({"seed": "x"}, "seed: 'x' is not of type 'integer'"),
