@@ -141,7 +141,9 @@ def test_no_registry_is_named():
 # Rooms from the ground up: a module imports from its own room and from those before it.
 ROOMS = ["data", "workflow", "networks", "attack", "evaluate", "report"]
 # Most jobs and the planning start without torch, whose import takes seconds.
-NEEDS_TORCH = re.compile(r"networks|attack\.(engine|methods|objectives|targets|own|perturb|shapes|single)|evaluate\.predict")
+NEEDS_TORCH = re.compile(
+    r"networks|attack\.(engine|methods|objectives|targets|own|perturb|shapes|single)|evaluate\.predict"
+)
 # Pure functions: these open neither images nor results.
 NO_IMAGE_OR_RESULT_FILES = re.compile(
     r"networks(?!\.caffe\.(training|compare))|attack\.(engine|rules|targets|arithmetic)"
