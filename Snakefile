@@ -4,14 +4,6 @@ from snakemake.utils import min_version
 min_version("9.14")
 
 
-configfile: f"{workflow.basedir}/config/networks.yaml"
-configfile: f"{workflow.basedir}/config/recipes.yaml"
-configfile: f"{workflow.basedir}/config/image_sets.yaml"
-configfile: f"{workflow.basedir}/config/downloads.yaml"
-configfile: f"{workflow.basedir}/config/attacks.yaml"
-configfile: f"{workflow.basedir}/config/config.yaml"
-
-
 report: "report/workflow.rst"
 
 
@@ -27,3 +19,15 @@ rule all:
     default_target: True
     input:
         paths.everything(config),
+
+
+if workflow.modifier.is_main_snakefile():
+
+    rule no_such_target:
+        """Whatever no rule makes: says which targets there are."""
+        input:
+            lambda wildcards: no_such_target(wildcards.target),
+        output:
+            "{target}",
+        wildcard_constraints:
+            target="[A-Za-z0-9_-]+",

@@ -5,22 +5,33 @@ import sys
 from functools import partial
 from pathlib import Path
 
-HERE = Path(workflow.basedir)
+# The checkout; `workflow.basedir` is that of the importer where this is a module.
+HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 
 # The rules and the scripts of the jobs import the package from the checkout.
 sys.path.insert(0, str(HERE))
 shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$PYTHONPATH}}"; ')
 
+from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
 
 from dag.report import description
-from dag.workflow import budget, configuration, digests, jobs, paths, plan
+from dag.workflow import budget, configuration, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
 from dag.workflow.names import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 from dag.workflow.plan import one_of
 
-config = configuration.without_nulls(config)
+for name in layers.DEFAULTS:
+
+    configfile: HERE / "config" / f"{name}.yaml"
+
+
 try:
+    if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+        overlays = [load_configfile(file) for file in workflow.config_settings.configfiles]
+        layers.check_experiment(layers.defaults(HERE / "config"), *overlays, workflow.config_settings.config)
+    # a module's `config` is an overlay, too
+    config = layers.without_nulls(layers.merged(layers.defaults(HERE / "config"), config))
     configuration.check(config, HERE / "config/schemas/config.schema.yaml")
     config = description.with_kind(configuration.with_local_voc(config))
 except ValueError as error:
@@ -40,6 +51,10 @@ def forget_second_names():
 
     for folder in Path(paths.results(config)).glob("*/perturbations/*"):
         store.forget(folder)
+
+
+def no_such_target(name):
+    raise WorkflowError(plan.unknown_target(config, name))
 
 
 def read_log(path):

@@ -9,7 +9,7 @@ rule pretrain:
     input:
         objects="resources/mini/objects.npz",
     output:
-        "resources/weights/bodies/{body}.pt",
+        f"{paths.trained(config)}/bodies/{{body}}.pt",
     log:
         "logs/pretrain/{body}.txt",
     conda:
@@ -30,7 +30,7 @@ rule train:
     input:
         unpack(lambda wildcards: jobs.training_inputs(config, wildcards.network)),
     output:
-        "resources/weights/{network}.pt",
+        f"{paths.trained(config)}/{{network}}.pt",
     log:
         "logs/train/{network}.txt",
     wildcard_constraints:
@@ -59,7 +59,7 @@ rule train_by_recipe:
         initial=lambda wildcards: paths.initial_weights(config, wildcards.network),
         lists=lambda wildcards: ancient(paths.image_lists(config, training(wildcards.network)["image_set"])),
     output:
-        "resources/weights/{network}.pt",
+        f"{paths.trained(config)}/{{network}}.pt",
     log:
         "logs/train_by_recipe/{network}.txt",
     wildcard_constraints:

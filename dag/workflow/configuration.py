@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -10,7 +13,9 @@ import yaml
 from dag.data import image_sets
 from dag.workflow import plan
 from dag.workflow.names import PerturbationName, check_pixels, parse
+from dag.workflow.plan import did_you_mean
 
+ROOT = Path(__file__).parents[2]
 RESERVED = ("all", *plan.ABOUT)
 
 
@@ -23,15 +28,12 @@ def check(config: dict, schema: Path) -> None:
         One sentence: an unknown key, a wrong type, an unknown network, perturbation, image set, or a
         table that cannot be made.
     """
-    validator = jsonschema.Draft202012Validator(yaml.safe_load(schema.read_text()))
-    errors = sorted(validator.iter_errors(config), key=lambda error: len(error.absolute_path), reverse=True)
-    if errors:
-        error = jsonschema.exceptions.best_match(errors)
-        place = ".".join(str(part) for part in error.absolute_path) or "top level"
+    known = {"known": lambda _, keys, name, __: _unknown(config, keys, name)}
+    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, known)
+    error = jsonschema.exceptions.best_match(validator(yaml.safe_load(schema.read_text())).iter_errors(config))
+    if error:
+        place = ".".join(map(str, error.absolute_path)) or "top level"
         raise ValueError(f"configuration, {place}: {_plain(error)}")
-    for name in config["targets"]:
-        if name not in config["tables"] and name not in config["figures"]:
-            raise ValueError(f"configuration, targets: {name!r} is neither a table nor a figure")
     for name, entry in config["networks"].items():
         for file in entry.get("files", {}).values():
             if file not in config["downloads"] and "/" not in file:
@@ -41,6 +43,9 @@ def check(config: dict, schema: Path) -> None:
                 )
         if "training" in entry:
             _check_training(config, name)
+        _check_architecture(f"configuration, networks.{name}", entry["architecture"])
+    if config["weights"] and not Path(config["weights"]).expanduser().is_dir():
+        raise ValueError(f"configuration, weights: {config['weights']} is not a folder; name one, or leave it out")
     for file, entry in config["downloads"].items():
         if "archive" in entry and "urls" not in config["downloads"].get(entry["archive"], {}):
             raise ValueError(
@@ -117,21 +122,50 @@ def contradiction(settings: dict, task: str) -> str | None:
     return None
 
 
+def _check_architecture(place: str, architecture: str) -> None:
+    """Refuse a file or a function that is not there.  Nothing is imported: torch would take seconds."""
+    module, _, function = architecture.partition(":")
+    own = module.endswith(".py")
+    path = Path(module) if own else ROOT / (module.replace(".", "/") + ".py")
+    if not own and module.split(".")[0] != "dag":  # of an installed package only the package is looked for
+        package = module.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{place}: there is no package {package!r}; install it")
+        return
+    if not path.is_file():
+        where = f"in {Path.cwd()}" if own else "in the project"
+        raise ValueError(f"{place}: there is no {module} {where}")
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except SyntaxError as error:
+        raise ValueError(f"{place}: {module} is not Python ({error})") from error
+    names = {name for statement in body for name in _bound(statement)}
+    if function not in names and "*" not in names:
+        raise ValueError(f"{place}: there is no {function} in {module}{did_you_mean(function, names)}")
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that a statement of a module binds; "*" if it may be any."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+        return
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        yield from _bound(child)
+
+
 def _check_training(config: dict, name: str) -> None:
-    """Refuse a training whose body, recipe, images or initial weights do not exist."""
+    """Refuse a training by a recipe for another task, or from weights that do not exist."""
     place, entry = f"configuration, networks.{name}", config["networks"][name]
     training = entry["training"]
     if "body" in training:
-        if training["body"] not in config["bodies"]:
-            raise ValueError(f"{place}: body {training['body']!r} is not in bodies")
         return
-    if training["recipe"] not in config["recipes"]:
-        raise ValueError(f"{place}: recipe {training['recipe']!r} is not in recipes")
     task = config["recipes"][training["recipe"]]["task"]
     if task != entry["task"]:
         raise ValueError(f"{place}: recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
-    if training["image_set"] not in config["image_sets"]:
-        raise ValueError(f"{place}: image set {training['image_set']!r} is not in image_sets")
     initial, stages = training["initial"], {name}
     if isinstance(initial, str) and initial not in config["downloads"] and "/" not in initial:
         raise ValueError(f"{place}: initial weights {initial!r} are not in downloads")
@@ -145,12 +179,21 @@ def _check_training(config: dict, name: str) -> None:
         initial = config["networks"][stage]["training"]["initial"]
 
 
+def _unknown(config: dict, keys: list[str], name: str) -> Iterator[jsonschema.ValidationError]:
+    """An error if a name is a key of none of these mappings of the configuration; the keyword `known` of the schema."""
+    mappings = [config[key] for key in keys if isinstance(config.get(key), dict)]
+    known = [one for mapping in mappings for one in mapping]
+    if len(mappings) == len(keys) and name not in known:
+        yield jsonschema.ValidationError(f"{name!r} is not in {' or '.join(keys)}{did_you_mean(name, known)}")
+
+
 def _plain(error: jsonschema.ValidationError) -> str:
     """A jsonschema error in words that do not need the schema."""
     if error.validator == "additionalProperties":
-        known = ", ".join(sorted(error.schema.get("properties", {}))) or "names of another form"
-        unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
-        return f"unknown key {unknown[0]!r}; known keys are {known}"
+        known = sorted(error.schema.get("properties", {}))
+        unknown = min(set(error.instance) - set(known))
+        keys = ", ".join(known) or "names of another form"
+        return f"unknown key {unknown!r}; known keys are {keys}{did_you_mean(unknown, known)}"
     if error.validator == "oneOf" and all("required" in option for option in error.validator_value):
         return f"give exactly one of {' and '.join(option['required'][0] for option in error.validator_value)}"
     if error.validator == "contains":
@@ -163,25 +206,15 @@ def _check_product(config: dict, place: str, entry: dict) -> None:
     if others and entry.get("kind") == "gallery":
         raise ValueError(f"configuration, {place}: a gallery shows one image set; make one gallery for each")
     for image_set in (entry["image_set"], *others.values()):
-        if image_set not in config["image_sets"]:
-            raise ValueError(f"configuration, {place}: image set {image_set!r} is not in image_sets")
         if config["image_sets"][image_set].get("repeated"):
             raise ValueError(
                 f"configuration, {place}: image set {image_set!r} may list an image twice; it is for training alone"
             )
-    for network in others:
-        if network not in config["networks"]:
-            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
-    for victim in plan.victims(entry):
-        if victim not in config["networks"]:
-            raise ValueError(f"configuration, {place}: network {victim!r} is not in networks")
     _check_choice(place, entry)
-    if entry.get("kind") == "shapes":
-        network = entry["network"]
-        if network not in config["networks"]:
-            raise ValueError(f"configuration, {place}: network {network!r} is not in networks")
-        if config["networks"][network]["task"] != "segmentation":
-            raise ValueError(f"configuration, {place}: network {network!r} labels no pixels; name one for segmentation")
+    if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
+        raise ValueError(
+            f"configuration, {place}: network {entry['network']!r} labels no pixels; name one for segmentation"
+        )
     for row in plan.named(entry):
         try:
             _check_row(config, entry.get("kind", entry.get("layout")), row)
@@ -240,19 +273,6 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         raise ValueError("the figure scales a source, a sum, or a control of these; name one, without .p-")
     if kind == "intervals" and (recipe.control or not recipe.sources):
         raise ValueError("the figure adds the controls itself; name a source or a sum")
-
-
-def without_nulls(config: dict) -> dict:
-    """The configuration without what is null in `networks`: so an overlay takes away `files` or one of `arguments`."""
-    return {**config, "networks": _without_nulls(config.get("networks", {}))}
-
-
-def _without_nulls(mapping: dict) -> dict:
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in mapping.items()
-        if value is not None
-    }
 
 
 def with_local_voc(config: dict) -> dict:

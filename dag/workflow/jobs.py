@@ -89,7 +89,7 @@ def training_inputs(config: dict, name: str) -> dict[str, str]:
     training = config["networks"][name]["training"]
     return {
         "images": f"resources/mini/train/ImageSets/{training['list']}.txt",
-        "body": f"resources/weights/bodies/{training['body']}.pt",
+        "body": f"{paths.trained(config)}/bodies/{training['body']}.pt",
     }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dag.workflow import plan
 
+SEED = 2017  # of config/config.yaml
+
 
 def voc(config: dict) -> str:
     """Folder that holds VOC2007/ and VOC2012/: the user's, or the one that downloads are unpacked in."""
@@ -62,11 +64,16 @@ def weight_file(config: dict, file: str) -> str:
     return f"resources/checked/{file}" if file in config["downloads"] else str(Path(file))
 
 
+def trained(config: dict) -> str:
+    """Folder of the networks that are trained here; those of another seed than the default's are kept apart."""
+    return "resources/weights" if config["seed"] == SEED else f"resources/weights/seed-{config['seed']}"
+
+
 def weights(config: dict, network: str) -> dict[str, str]:
     """Weight files of a network by role: trained here, or downloaded."""
     entry = config["networks"][network]
     if "training" in entry:
-        return {"state_dict": f"resources/weights/{network}.pt"}
+        return {"state_dict": f"{trained(config)}/{network}.pt"}
     return {role: weight_file(config, file) for role, file in entry["files"].items()}
 
 

@@ -5,6 +5,7 @@ Pure functions; nothing here reads an image, a weight or a result.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -31,6 +32,18 @@ def of_kind(config: dict, *kinds: str) -> list[str]:
 def one_of(names: Iterable[str]) -> str:
     """Pattern that matches these names and nothing else; of no names, one that never matches."""
     return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the most similar one that is known, if one is."""
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
+
+
+def unknown_target(config: dict, name: str) -> str:
+    """What to say of a target that nobody makes."""
+    targets = ["all", *config["tables"], *config["figures"]]
+    return f"{name!r} is no table or figure; there are {', '.join(targets)}{did_you_mean(name, targets)}"
 
 
 def pixels(config: dict, entry: dict) -> list[str]:
@@ -215,9 +228,9 @@ def attack(config: dict, source: str) -> dict:
     """
     network, _, variant = source.partition("@")
     if network not in config["networks"]:
-        raise ValueError(f"network {network!r} is not in networks")
+        raise ValueError(f"network {network!r} is not in networks{did_you_mean(network, config['networks'])}")
     if variant and variant not in config["variants"]:
-        raise ValueError(f"variant {variant!r} is not in variants")
+        raise ValueError(f"variant {variant!r} is not in variants{did_you_mean(variant, config['variants'])}")
     task = config["networks"][network]["task"]
     settings = config["attacks"][task] | config["variants"].get(variant, {})
     if "worst_of" in settings:

@@ -19,7 +19,7 @@ from fake_archives import MEMBERS, sbd_archive, scene, voc_archive, weights_arch
 from overlays import merge
 
 from dag.data import image_sets, voc
-from dag.workflow import configuration
+from dag.workflow import configuration, layers
 
 ROOT = Path(__file__).parents[2]
 TRAINVAL_2007, TEST_2007, TRAINVAL_2011, TRAINVAL_2012, SBD = (
@@ -69,8 +69,8 @@ def test_lists_without_a_common_image():
 
 def configured(*overlays: dict) -> dict:
     merged: dict = {}
-    for file in [*re.findall(r"config/\w+\.yaml", (ROOT / "Snakefile").read_text()), "config/pocket.yaml"]:
-        merged = merge(merged, yaml.safe_load((ROOT / file).read_text()))
+    for file in [*layers.DEFAULTS, "pocket"]:
+        merged = merge(merged, yaml.safe_load((ROOT / f"config/{file}.yaml").read_text()))
     for overlay in overlays:
         merged = merge(merged, overlay)
     configuration.check(merged, ROOT / "config/schemas/config.schema.yaml")

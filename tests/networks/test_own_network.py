@@ -60,7 +60,16 @@ def run(folder: Path, commands: str) -> str:
     return done.stdout
 
 
-def test_the_overlay_fits_the_configuration():
+def written(folder: Path) -> None:
+    """The files of the example, in a folder."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text.replace("STEPS = 400", "STEPS = 3"))
+
+
+def test_the_overlay_fits_the_configuration(tmp_path, monkeypatch):
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert set(FILES) == {"own/network.py", "own/teach.py", "own/overlay.yaml"}
     configuration.check(merge(BASE, OVERLAY), ROOT / "config/schemas/config.schema.yaml")
     for name, table in OVERLAY["tables"].items():
@@ -72,6 +81,7 @@ def test_the_overlay_fits_the_configuration():
 
 @pytest.mark.parametrize("files", [{}, {"weights": "./weights.pt"}])
 def test_weights_may_be_files_of_ones_own_or_none(tmp_path, files):
+    written(tmp_path)
     overlay = tiny()
     overlay["networks"]["own"] = OVERLAY["networks"]["own"] | {"files": files}
     (tmp_path / "weights.pt").touch()
@@ -92,9 +102,7 @@ def test_a_path_has_a_slash():
 
 @pytest.mark.slow
 def test_the_example_is_a_row_and_a_column_of_both_tables(tmp_path):
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text.replace("STEPS = 400", "STEPS = 3"))
+    written(tmp_path)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     first, teach, second = COMMANDS.splitlines()
     assert first.startswith("snakemake ") and second.endswith(" table3 table4 --configfile own/overlay.yaml")

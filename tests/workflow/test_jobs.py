@@ -6,8 +6,8 @@ from overlays import merge
 from dag.workflow import jobs, paths, plan
 
 CONFIG = {
-    "experiment": "e", "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"], "permutations": 1,
-    "pixels": ["float"], "targets": ["t", "f", "g", "c"],
+    "experiment": "e", "seed": 2017, "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"],
+    "permutations": 1, "pixels": ["float"], "targets": ["t", "f", "g", "c"],
     "downloads": {"a.caffemodel": {"archive": "x.zip", "member": "m/a"}, "x.zip": {"urls": ["u"], "md5": "1"}},
     "networks": {
         "a": {"label": "A", "task": "segmentation", "architecture": "dag.data.mini:make",

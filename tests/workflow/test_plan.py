@@ -8,7 +8,7 @@ import yaml
 from overlays import merge
 
 from dag.data import image_sets
-from dag.workflow import configuration, digests, plan
+from dag.workflow import configuration, digests, jobs, layers, paths, plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
@@ -21,14 +21,10 @@ def read(*names: str) -> dict:
     return merged
 
 
-def default_files() -> list[str]:
-    """Configuration files that the Snakefile names."""
-    lines = (ROOT / "Snakefile").read_text().splitlines()
-    return [line.rpartition("/")[2].rstrip(chr(34)) for line in lines if line.startswith("configfile:")]
-
-
-BASE = read(*default_files())
-OVERLAYS = sorted({path.name for path in (ROOT / "config").glob("*.yaml")} - set(default_files()))
+BASE = read(*(f"{name}.yaml" for name in layers.DEFAULTS))
+OVERLAYS = sorted(
+    {path.name for path in (ROOT / "config").glob("*.yaml")} - {f"{name}.yaml" for name in layers.DEFAULTS}
+)
 
 
 def changed(overlay: dict) -> dict:
@@ -82,23 +78,21 @@ def test_the_default_is_sound():
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_overlay_is_sound(name):
-    configuration.check(
-        configuration.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA
-    )
+    configuration.check(layers.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / name).read_text()))), SCHEMA)
 
 
 def test_null_takes_away_what_a_network_has():
     entry = {"files": {"caffemodel": "x"}, "arguments": {"body": "zf", "mean": [1, 2, 3]}, "label": "N"}
     config = merge({"networks": {"n": entry}, "voc": None}, {"networks": {"n": {"files": None}}})
     config = merge(config, {"networks": {"n": {"arguments": {"mean": None}}}})
-    assert configuration.without_nulls(config) == {
+    assert layers.without_nulls(config) == {
         "networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}},
         "voc": None,
     }
 
 
 def test_retrained_networks_ask_for_no_released_weights():
-    config = configuration.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
+    config = layers.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
     full_size = [entry for entry in config["networks"].values() if ".caffe." in entry["architecture"]]
     assert len(full_size) >= 12 and all("recipe" in entry["training"] for entry in full_size)
     assert all("substitute" in entry for entry in full_size)
@@ -149,7 +143,7 @@ MISTAKES = {
     "all is given up": (
         {"shard_size": 2000, "given_up": ["mini-test/0000"]}, "given_up: no shard of mini-test is left; take one out",
     ),
-    "an unknown target": ({"targets": ["table9"]}, "targets: 'table9' is neither a table nor a figure"),
+    "an unknown target": ({"targets": ["table9"]}, "targets.0: 'table9' is not in tables or figures; did you mean"),
     "an unknown layout": (table(layout="square"), "tables.mine.layout: 'square' is not one of"),
     "a table without victims": (
         {"tables": {"mine": {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test",
@@ -158,8 +152,8 @@ MISTAKES = {
     ),
     "a figure of an unknown kind": (figure(kind="pie"), "figures.mine.kind: 'pie' is not one of"),
     "a figure without its sources": (figure(kind="convergence"), "figures.mine: 'sources' is a required property"),
-    "an unknown image set": (table(image_set="voc"), "tables.mine: image set 'voc' is not in image_sets"),
-    "an unknown victim": (table(victims=["fr"]), "tables.mine: network 'fr' is not in networks"),
+    "an unknown image set": (table(image_set="voc"), "tables.mine.image_set: 'voc' is not in image_sets"),
+    "an unknown victim": (table(victims=["fr"]), "tables.mine.victims.0: 'fr' is not in networks"),
     "a victim twice": (table(victims=["mini-fr-zf-07"] * 2), "tables.mine.victims: "),
     "a row twice": (rows("none", "none"), "tables.mine.perturbations: "),
     "an unknown source": (rows("fr"), "tables.mine: perturbation 'fr': network 'fr' is not in networks"),
@@ -182,7 +176,7 @@ MISTAKES = {
     "a white-box table of a sum": (
         {"tables": {"mine": {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test",
                              "sources": ["mini-fr-zf-07+mini-fr-vgg-07"]}}},
-        "tables.mine: network 'mini-fr-zf-07+mini-fr-vgg-07' is not in networks",
+        "tables.mine: perturbation 'mini-fr-zf-07+mini-fr-vgg-07': only sources are shown here; name one",
     ),
     "a convergence of a sum": (
         figure(kind="convergence", sources=["mini-fr-zf-07+mini-fr-vgg-07"]),
@@ -246,7 +240,7 @@ MISTAKES = {
     ),
     "an unknown victim in a panel": (
         panel("mini-fr-zf-07", "fr"),
-        "figures.mine: network 'fr' is not in networks",
+        "figures.mine.panels.0.victims.0: 'fr' is not in networks",
     ),
     "no images in examples": (
         panel("mini-fr-zf-07", "mini-fr-zf-07", images=0),
@@ -266,7 +260,7 @@ MISTAKES = {
         merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"choose": "effect"}}}),
         "figures.mine.choose: 'effect' is not one of",
     ),
-    "shapes of an unknown network": (shaped(network="fcn"), "figures.mine: network 'fcn' is not in networks"),
+    "shapes of an unknown network": (shaped(network="fcn"), "figures.mine.network: 'fcn' is not in networks"),
     "shapes of a detector": (
         shaped(network="mini-fr-zf-07"), "figures.mine: network 'mini-fr-zf-07' labels no pixels; name one for",
     ),
@@ -300,7 +294,7 @@ MISTAKES = {
     ),
     "an unknown body": (
         {"networks": {"mini-fr-zf-07": {"training": {"body": "big"}}}},
-        "networks.mini-fr-zf-07: body 'big' is not in bodies",
+        "networks.mini-fr-zf-07.training.body: 'big' is not in bodies",
     ),
     "bf16 on proposals": (
         rows("none", "mini-fr-zf-07@rough") | {"variants": {"rough": {"precision": "bf16"}}},
@@ -334,12 +328,12 @@ MISTAKES = {
         rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["sea-8", "pgd-8"]}}},
         "tables.mine: perturbation 'mini-fcn-alex@x': variant 'x' is the worst of 'sea-8', which is itself one",
     ),
-    "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star: recipe 'fcn' is not in recipes"),
+    "an unknown recipe": (trained(recipe="fcn"), "networks.fcn-alex-star.training.recipe: 'fcn' is not in recipes"),
     "a recipe for the other task": (
         trained(recipe="rfcn"), "networks.fcn-alex-star: recipe 'rfcn' is for detection, the network for segmentation",
     ),
     "unknown training images": (
-        trained(image_set="voc"), "networks.fcn-alex-star: image set 'voc' is not in image_sets",
+        trained(image_set="voc"), "networks.fcn-alex-star.training.image_set: 'voc' is not in image_sets",
     ),
     "unknown initial weights": (
         trained(initial="x.caffemodel"),
@@ -410,6 +404,129 @@ MISTAKES = {
 def test_a_mistake_gets_a_sentence_that_names_the_place(mistake):
     overlay, start = MISTAKES[mistake]
     assert message(changed(overlay)).startswith(f"configuration, {start}")
+
+
+@pytest.mark.parametrize(
+    ("overlay", "end"),
+    [
+        (table(victims=["mini-fr-fz-07"]), "'mini-fr-fz-07' is not in networks; did you mean 'mini-fr-zf-07'?"),
+        (rows("mini-fcn-vg"), "network 'mini-fcn-vg' is not in networks; did you mean 'mini-fcn-vgg'?"),
+        (rows("mini-fr-zf-07@nms-51"), "variant 'nms-51' is not in variants; did you mean 'nms-50'?"),
+        ({"targets": ["tabel1"]}, "'tabel1' is not in tables or figures; did you mean 'table1'?"),
+        ({"permutation": 3}, "; did you mean 'permutations'?"),
+        (table(image_sets="mini-test"), "; did you mean 'image_set'?"),
+    ],
+)
+def test_a_slip_of_the_pen_is_guessed(overlay, end):
+    assert message(changed(overlay)).endswith(end)
+
+
+# Before a GPU does
+
+
+def own(architecture: str) -> dict:
+    return changed({"networks": {"mini-fcn-vgg": {"architecture": architecture}}})
+
+
+def test_an_architecture_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = "configuration, networks.mini-fcn-vgg: there is no"
+    Path("mine.py").write_text(
+        "import torch as t\nfrom dag.networks.mini import fcn\n\n\ndef build():\n    inner = 1\n\n\n"
+        "if t:\n    chosen = build\n"
+    )
+    for name in ("build", "fcn", "chosen"):
+        configuration.check(own(f"mine.py:{name}"), SCHEMA)
+    assert message(own("mine.py:biuld")) == f"{place} biuld in mine.py; did you mean 'build'?"
+    assert message(own("mine.py:alias")) == f"{place} alias in mine.py"
+    assert message(own("own/nope.py:build")) == f"{place} own/nope.py in {tmp_path}"
+    assert message(own("dag.networks.mini.fnc:fcn")) == f"{place} dag.networks.mini.fnc in the project"
+    assert message(own("dag.networks.mini.fcn:fcnn")).startswith(f"{place} fcnn in dag.networks.mini.fcn; did you mean")
+    assert message(own("nosuchpackage.models:build")) == f"{place} package 'nosuchpackage'; install it"
+    configuration.check(own("numpy.linalg:norm"), SCHEMA)  # installed: not imported for that
+    Path("mine.py").write_text("def build(:\n")
+    assert message(own("mine.py:build")).startswith("configuration, networks.mini-fcn-vgg: mine.py is not Python (")
+
+
+def test_a_folder_of_weights_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    configuration.check(changed({"weights": "~/mine"}), SCHEMA)
+    assert message(changed({"weights": "~/other"})) == (
+        "configuration, weights: ~/other is not a folder; name one, or leave it out"
+    )
+
+
+# One experiment under one name
+
+DEFAULTS = layers.defaults(ROOT / "config")
+
+
+def test_the_layers_are_merged_as_snakemake_does():
+    assert DEFAULTS == BASE
+    for name in OVERLAYS:
+        overlay = yaml.safe_load((ROOT / "config" / name).read_text())
+        assert layers.merged(BASE, overlay) == merge(BASE, overlay)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"seed": 7},
+        {"attacks": {"segmentation": {"iterations": 9}}},
+        {"attacks": {"detection": {"options": {"stop": 0.1}}}},  # an addition that changes numbers
+        {"variants": {"authors": {"rules": "algorithm-1"}}},
+        {"networks": {"fcn-vgg": {"files": None}}},
+        {"networks": {"mini-fcn-vgg": {"arguments": {"width": 9}}}},
+        {"image_sets": {"mini-test": {"size": 9}}},
+        {"bodies": {"mini-zf": {"rate": 1}}},
+        {"permutations": 1},
+    ],
+)
+def test_another_experiment_needs_a_name(layer):
+    with pytest.raises(ValueError, match="results would replace those of 'mini'; give it a name beside") as caught:
+        layers.check_experiment(DEFAULTS, {}, layer)
+    (key,) = layer
+    assert str(caught.value).startswith(f"configuration, {key}") and "experiment=mini-2" in str(caught.value)
+    # the advice, followed; and replaced on purpose
+    layers.check_experiment(DEFAULTS, layer | {"experiment": "mini-2"})
+    layers.check_experiment(DEFAULTS, layer | {"experiment": "mini"})
+    # an experiment with a name of its own is guarded as well
+    with pytest.raises(ValueError, match="those of 'mine'"):
+        layers.check_experiment(DEFAULTS, {"experiment": "mine"}, layer)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {},
+        {"seed": 2017, "voc": "/data", "weights": "/w", "given_up": ["mini-test/0000"], "gpu_tflops": 60},
+        {"targets": ["table1"], "pixels": ["float"], "shard_size": 5, "title": "x"},
+        rows("none"),
+        figure(kind="convergence", sources=["mini-fcn-vgg"]),
+        {"variants": {"mine": {"step": 1}}, "networks": {"mine": {"label": "x", "task": "detection"}}},
+        {"networks": {"mini-fcn-vgg": {"label": "x", "cost": {"mem_mb": 1}}}},
+        {"downloads": {"x": {"urls": ["u"]}}},
+    ],
+)
+def test_what_is_added_or_decides_no_number_belongs_to_the_same_experiment(layer):
+    layers.check_experiment(DEFAULTS, layer)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_overlays_of_the_project_name_their_experiments(name):
+    layers.check_experiment(DEFAULTS, yaml.safe_load((ROOT / "config" / name).read_text()))
+
+
+def test_networks_of_another_seed_are_kept_apart():
+    assert BASE["seed"] == paths.SEED
+    assert paths.weights(BASE, "mini-fcn-vgg") == {"state_dict": "resources/weights/mini-fcn-vgg.pt"}
+    assert paths.weights(BASE | {"seed": 7}, "mini-fcn-vgg") == {
+        "state_dict": "resources/weights/seed-7/mini-fcn-vgg.pt"
+    }
+    assert jobs.training_inputs(BASE | {"seed": 7}, "mini-fcn-vgg")["body"].startswith(
+        "resources/weights/seed-7/bodies"
+    )
 
 
 @pytest.mark.parametrize("name", ["seed", "tables", "figures", "networks", "image_sets", "attacks"])

@@ -174,7 +174,7 @@ def test_every_experiment_can_be_planned(workflow, tmp_path, name):
 @pytest.mark.slow
 def test_a_great_image_set_is_planned_in_seconds(workflow, tmp_path):
     """100,000 images; their number stands in the configuration, so no list of them is needed."""
-    overlay = {"image_sets": {"mini-test": {"size": 100_000}}, "shard_size": 2000}
+    overlay = {"experiment": "great", "image_sets": {"mini-test": {"size": 100_000}}, "shard_size": 2000}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, text = snakemake(workflow, tmp_path, "--dry-run", "table2", overlay=overlay)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -183,10 +183,9 @@ def test_a_great_image_set_is_planned_in_seconds(workflow, tmp_path):
 
 
 def test_there_may_be_more_than_ten_thousand_shards(workflow, tmp_path):
-    overlay = {"image_sets": {"mini-test": {"size": 10_001}}, "shard_size": 1}
-    code, text = snakemake(
-        workflow, tmp_path, "--dry-run", "results/mini/mini-test/perturbations/mini-fcn-alex/10000.h5", overlay=overlay
-    )
+    overlay = {"experiment": "great", "image_sets": {"mini-test": {"size": 10_001}}, "shard_size": 1}
+    shard = "results/great/mini-test/perturbations/mini-fcn-alex/10000.h5"
+    code, text = snakemake(workflow, tmp_path, "--dry-run", shard, overlay=overlay)
     assert code == 0 and jobs(text)["perturb"] == 1, text
 
 
@@ -195,7 +194,7 @@ def test_there_may_be_more_than_ten_thousand_shards(workflow, tmp_path):
     [
         (
             {"tables": {"table2": {"victims": ["fr-zf"]}}},
-            "configuration, tables.table2: network 'fr-zf' is not in networks",
+            "configuration, tables.table2.victims.0: 'fr-zf' is not in networks; did you mean 'fr-zf-07'?",
         ),
         ({"shards": 3}, "configuration, top level: unknown key 'shards'; known keys are attacks, "),
     ],
@@ -206,6 +205,28 @@ def test_a_mistake_in_the_configuration_is_one_sentence(workflow, tmp_path, over
     assert text.count("configuration, ") == 1 and f"\n{sentence}" in text
     # Snakemake adds where the error was raised
     assert "Traceback" not in text and len(text.partition("WorkflowError")[2].splitlines()) == 3, text
+
+
+def test_an_unknown_target_is_told_the_known_ones(workflow, tmp_path):
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "table5")
+    known = ["all", *configuration()["tables"], *configuration()["figures"]]
+    assert code == 1
+    assert f"'table5' is no table or figure; there are {', '.join(known)}; did you mean 'table4'?\n" in text, text
+    # what has a folder is a file, and Snakemake's to miss
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "results/mini/tables/table5.csv")
+    assert code == 1 and "MissingRuleException" in text, text
+
+
+def test_a_second_experiment_has_a_name_of_its_own(workflow, tmp_path):
+    """And what it trains and makes is not that of the first."""
+    code, first = snakemake(workflow, tmp_path, "--dry-run", "all", overlay={"experiment": "mini"})
+    assert code == 0, first
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", "--config", "seed=7")
+    assert code == 1 and "configuration, seed: 7 in place of 2017 makes another experiment" in text, text
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", "--config", "seed=7", "experiment=seed-7")
+    assert code == 0, text
+    shared = set(outputs(first)) & set(outputs(text))
+    assert shared and all(file.startswith("resources/mini/") for file in shared), shared
 
 
 # What is computed
