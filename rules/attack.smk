@@ -12,7 +12,7 @@ rule perturb:
     """Dense Adversary Generation on one shard with one source."""
     input:
         weights=lambda wildcards: list(paths.weights(config, plan.network_of(wildcards.source)).values()),
-        lists=lambda wildcards: ancient(paths.image_lists(config, wildcards.image_set)),
+        lists=lambda wildcards: lists_of(wildcards.image_set),
     output:
         "results/{experiment}/{image_set}/perturbations/{source}/{shard}.h5",
     log:
@@ -28,6 +28,7 @@ rule perturb:
     params:
         network=lambda wildcards: jobs.network(config, plan.network_of(wildcards.source)),
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        contents=lambda wildcards: jobs.attack_contents(config, wildcards.image_set, wildcards.source, wildcards.shard),
         settings=lambda wildcards: jobs.attack(config, wildcards.source),
         seed=config["seed"],
         code=code("scripts/attack/perturb.py"),
@@ -39,7 +40,7 @@ rule shape:
     """Shaped examples: natural images and noise that a segmentation network labels as a chosen map."""
     input:
         weights=lambda wildcards: list(paths.weights(config, product(wildcards.product)["network"]).values()),
-        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
+        lists=lambda wildcards: lists_of(product(wildcards.product)["image_set"]),
     output:
         "results/{experiment}/shapes/{product}.h5",
     log:
@@ -57,6 +58,7 @@ rule shape:
     params:
         network=lambda wildcards: jobs.network(config, product(wildcards.product)["network"]),
         image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
+        contents=lambda wildcards: jobs.shape_contents(config, wildcards.product),
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         entry=lambda wildcards: jobs.shape_settings(config, wildcards.product),
         seed=config["seed"],

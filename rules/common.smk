@@ -15,6 +15,7 @@ shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$
 from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
 
+from dag.data.voc import FILES
 from dag.report import description
 from dag.workflow import budget, configuration, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
@@ -43,6 +44,19 @@ if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
 
 product = partial(plan.product, config)
 training = partial(plan.training, config)
+
+
+def lists_of(*image_sets):
+    """Lists of images.
+
+    How old a list is does not matter, the digests of its images do (`jobs.shard_contents`).  Images of the miniature may
+    be made anew in this run: what depends on them is then planned because of their list.
+    """
+    return [
+        file if config["image_sets"][name].get("made_by") == "mini" else ancient(file)
+        for name in image_sets
+        for file in paths.image_lists(config, name)
+    ]
 
 
 def forget_second_names():

@@ -18,7 +18,7 @@ rule predict:
         perturbations=lambda wildcards: jobs.cell_perturbations(
             config, wildcards.product, wildcards.image_set, wildcards.shard
         ),
-        lists=lambda wildcards: ancient(paths.image_lists(config, wildcards.image_set)),
+        lists=lambda wildcards: lists_of(wildcards.image_set),
     output:
         "results/{experiment}/cells/{product}/{image_set}/{shard}.json",
     log:
@@ -41,6 +41,7 @@ rule predict:
             name: jobs.network(config, name) for name in jobs.cells(config, wildcards.product, wildcards.image_set)
         },
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        contents=lambda wildcards: jobs.shard_contents(config, wildcards.image_set, wildcards.shard, "image"),
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         code=code("scripts/evaluate/predict.py"),
     script:
@@ -51,7 +52,7 @@ rule score:
     """mIoU or mAP of every cell of a table or figure, with paired bootstrap errors."""
     input:
         manifests=lambda wildcards: paths.manifests(config, wildcards.product),
-        lists=lambda wildcards: ancient(paths.image_lists(config, *plan.image_sets(product(wildcards.product)))),
+        lists=lambda wildcards: lists_of(*plan.image_sets(product(wildcards.product))),
     output:
         "results/{experiment}/scores/{product}.json",
     log:

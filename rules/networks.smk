@@ -57,7 +57,7 @@ rule train_by_recipe:
     """
     input:
         initial=lambda wildcards: paths.initial_weights(config, wildcards.network),
-        lists=lambda wildcards: ancient(paths.image_lists(config, training(wildcards.network)["image_set"])),
+        lists=lambda wildcards: lists_of(training(wildcards.network)["image_set"]),
     output:
         f"{paths.trained(config)}/{{network}}.pt",
     log:
@@ -74,6 +74,12 @@ rule train_by_recipe:
     params:
         network=lambda wildcards: jobs.network(config, wildcards.network),
         image_set=lambda wildcards: jobs.image_set(config, training(wildcards.network)["image_set"]),
+        contents=lambda wildcards: jobs.all_contents(
+            config,
+            training(wildcards.network)["image_set"],
+            "image",
+            *plan.tasks(config, [wildcards.network]),
+        ),
         repeated=lambda wildcards: config["image_sets"][training(wildcards.network)["image_set"]].get("repeated", False),
         recipe=lambda wildcards: config["recipes"][training(wildcards.network)["recipe"]],
         seed=config["seed"],

@@ -210,7 +210,7 @@ rule plot_examples:
     input:
         manifests=lambda wildcards: paths.manifests(config, wildcards.product),
         perturbations=lambda wildcards: jobs.row_shards(config, wildcards.product),
-        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
+        lists=lambda wildcards: lists_of(product(wildcards.product)["image_set"]),
     output:
         svg="results/{experiment}/figures/{product}.svg",
         png=report(
@@ -228,6 +228,12 @@ rule plot_examples:
     params:
         entry=lambda wildcards: product(wildcards.product),
         image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
+        contents=lambda wildcards: jobs.all_contents(
+            config,
+            product(wildcards.product)["image_set"],
+            "image",
+            *plan.tasks(config, plan.victims(product(wildcards.product))),
+        ),
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=plan.printed_networks(config),
         symbols=config["symbols"],
@@ -243,7 +249,7 @@ rule draw_gallery:
             paths.cells(config, wildcards.product, product(wildcards.product)["image_set"], wildcards.shard)
         ),
         perturbations=lambda wildcards: jobs.row_shards(config, wildcards.product, wildcards.shard),
-        lists=lambda wildcards: ancient(paths.image_lists(config, product(wildcards.product)["image_set"])),
+        lists=lambda wildcards: lists_of(product(wildcards.product)["image_set"]),
     output:
         pictures=directory("results/{experiment}/galleries/{product}/pictures/{shard}"),
         details="results/{experiment}/galleries/{product}/details/{shard}.js",
@@ -260,6 +266,9 @@ rule draw_gallery:
     params:
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
         image_set=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"]),
+        contents=lambda wildcards: jobs.shard_contents(
+            config, product(wildcards.product)["image_set"], wildcards.shard, *FILES
+        ),
         victims=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
         code=code("scripts/report/draw_gallery.py"),
     script:

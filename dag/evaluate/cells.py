@@ -161,6 +161,26 @@ def _named(manifest: Path) -> set[str]:
         return set()
 
 
+def check_images(manifest: Path, contents: Mapping[str, str]) -> None:
+    """Refuse predictions of other images than those that are there now.
+
+    Parameters
+    ----------
+    manifest : Path
+        Of one shard; one job has seen its images for all cells.
+    contents : mapping
+        {"image": digest of its images}, see `dag.workflow.contents.digests`.
+
+    Raises
+    ------
+    ShardError
+        If the images were changed after they were predicted; see `recomputed`.
+    """
+    for shard in list(read_manifest(manifest).values())[:1]:
+        if store.read_header(shard, "predictions")["contents"]["image"] != contents["image"]:
+            raise store.ShardError(manifest, "the images have changed since they were predicted")
+
+
 def detections_of(rows: NDArray) -> dict[str, NDArray]:
     """Boxes (D, 4), labels (D,) and scores (D,) of stored rows (D, 6), see `dag.evaluate.predict.predict`."""
     return {"boxes": rows[:, :4], "labels": rows[:, 4].astype(np.int64), "scores": rows[:, 5]}

@@ -5,9 +5,12 @@ Pure functions of the configuration; where files are is said in `dag.workflow.pa
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from dag.workflow import budget, digests, paths, plan
+from dag.data import image_sets as data
+from dag.workflow import budget, contents, digests, paths, plan
+from dag.workflow.contents import Contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,24 +42,69 @@ def derived_list(config: dict, image_set: str) -> dict:
 
 
 def image_set(config: dict, name: str) -> dict:
-    """Name, parts, size, digest and shards of an image set, and the identity of images that are made here."""
+    """Name, parts, size, digest and shards of an image set."""
     entry = config["image_sets"][name]
-    fixed = {"size": entry["size"], "sha256": entry.get("sha256"), "shard_size": config["shard_size"]}
-    told = {"name": name, "parts": paths.parts(config, name)} | fixed
-    if entry.get("made_by") == "mini":
-        told["made"] = {"settings": config["mini"]["test"], "code": code("dag.data.mini")}
-    return told
+    return {
+        "name": name,
+        "parts": paths.parts(config, name),
+        "size": entry["size"],
+        "sha256": entry.get("sha256"),
+        "shard_size": config["shard_size"],
+    }
+
+
+def shard_contents(config: dict, name: str, shard: str, *kinds: str) -> Contents:
+    """Digests of the images of a shard and of their ground truth, by kind: a changed file plans its jobs again."""
+    return Contents(partial(_shard_contents, config, name, shard, *kinds))
+
+
+def all_contents(config: dict, name: str, *kinds: str) -> Contents:
+    """The same of every shard of an image set that is not given up: a list by kind."""
+
+    def look() -> dict[str, list]:
+        found = [_shard_contents(config, name, shard, *kinds) for shard in plan.shards(config, name)]
+        return {kind: [one[kind] for one in found] for kind in kinds}
+
+    return Contents(look)
+
+
+def attack_contents(config: dict, name: str, source: str, shard: str) -> Contents:
+    """Digests of what `perturb` reads: the images of a shard and their ground truth, or that of the whole image set."""
+    task = config["networks"][plan.network_of(source)]["task"]
+    found = shard_contents(config, name, shard, "image", task)
+    if not plan.counts_pixels(plan.attack(config, source)):
+        return found
+    return Contents(lambda: found | {"all": all_contents(config, name, task)})
+
+
+def shape_contents(config: dict, product: str) -> Contents:
+    """Digest of the images that shaped examples start from."""
+    entry = plan.product(config, product)
+    missing, size = plan.given_up(config, entry["image_set"]), config["shard_size"]
+
+    def chosen(images: list) -> list:
+        return data.chosen(data.without_shards(images, missing, size), entry["images"])
+
+    images = image_set(config, entry["image_set"])
+    return Contents(partial(contents.planned, images, chosen, "image", name=product, folder=paths.CONTENTS))
+
+
+def _shard_contents(config: dict, name: str, shard: str, *kinds: str) -> dict[str, str | None]:
+    chosen = partial(data.shard_of, shard=shard, shard_size=config["shard_size"])
+    return contents.planned(image_set(config, name), chosen, *kinds, name=shard, folder=paths.CONTENTS)
 
 
 def image_sets(config: dict, product: str) -> dict[str, dict]:
-    """The image sets of a table or figure, and who is evaluated on them."""
-    entry = plan.product(config, product)
-    return {
-        name: image_set(config, name)
-        | {"given_up": plan.given_up(config, name)}
-        | {"victims": [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]}
-        for name in plan.image_sets(entry)
-    }
+    """The image sets of a table or figure, who is evaluated on them, and digests of the ground truth for that."""
+    entry, found = plan.product(config, product), {}
+    for name in plan.image_sets(entry):
+        victims = [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]
+        found[name] = image_set(config, name) | {
+            "given_up": plan.given_up(config, name),
+            "victims": victims,
+            "contents": all_contents(config, name, *plan.tasks(config, victims)),
+        }
+    return found
 
 
 def network(config: dict, name: str) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dag.workflow import plan
 
 SEED = 2017  # of config/config.yaml
+CONTENTS = Path("resources/contents")  # what is known of the bytes of images, see `dag.workflow.contents`
 
 
 def voc(config: dict) -> str:

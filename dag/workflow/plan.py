@@ -213,6 +213,16 @@ def mentioned(entry: dict) -> list[str]:
     return sorted({*victims(entry), *(network_of(source) for source, _ in source_sets(entry))})
 
 
+def counts_pixels(settings: dict) -> bool:
+    """Whether an attack weighs the classes by their pixels in the whole image set."""
+    return any(each.get("objective") == "mce-bal" for each in settings.get("worst_of", [settings]))
+
+
+def tasks(config: dict, networks: Iterable[str]) -> list[str]:
+    """Tasks of networks, each once, in alphabetical order."""
+    return sorted({config["networks"][network]["task"] for network in networks})
+
+
 def network_of(source: str) -> str:
     """Network of a source "network" or "network@variant"."""
     return source.partition("@")[0]

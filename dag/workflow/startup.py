@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from dag.data import image_sets
-from dag.workflow import plan
+from dag.workflow import contents, plan
 from dag.workflow.store import file_digest
 
 _held: list[IO] = []  # locks of the devices of this process, held until it ends
@@ -83,7 +83,9 @@ def progress(items: Iterable, what: str, total: int | None = None, seconds: floa
             print(f"{what}: {number} of {total}, {now - begin:.0f} s", file=sys.stderr)
 
 
-def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[list, dict]:
+def identity(
+    network: dict, image_set: dict, shard: str, code: str, kinds: Sequence[str] = ("image",)
+) -> tuple[list, dict]:
     """Images of a shard, and what determines a network's output on them: the start of a shard's header.
 
     Parameters
@@ -92,6 +94,8 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
         name, task, architecture, arguments, code, and files by role.
     image_set : dict
         name, parts, size, sha256, shard_size.
+    kinds : sequence of str
+        What is read of every image, see `dag.workflow.contents.digests`.
     """
     images = image_sets.read_image_set(
         image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"]
@@ -102,6 +106,7 @@ def identity(network: dict, image_set: dict, shard: str, code: str) -> tuple[lis
         "weights": {role: file_digest(path) for role, path in network["files"].items()},
         "image_set": image_set,
         "ids": image_sets.digest(image_id for _, image_id in images),
+        "contents": contents.digests(images, *kinds),
         "shard": shard,
         "code": code,
     }

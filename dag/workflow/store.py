@@ -346,6 +346,22 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> object:
+    """Content of a file of `write_json`.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); run the workflow to make it") from error
+    except ValueError as error:
+        raise ShardError(path, f"damaged ({error})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text beside `path`, then rename it into place."""
     path = Path(path)

@@ -9,12 +9,14 @@ start(snakemake.log[0], snakemake.threads)
 from dag.attack import perturb
 from dag.data import image_sets, voc
 from dag.networks.building import build
+from dag.workflow import plan
 
 params, source = snakemake.params, snakemake.wildcards.source
 network, settings = params.network, params.settings
-images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code)
+kinds = ("image", network["task"])
+images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code, kinds)
 pixels = None
-if any(each.get("objective") == "mce-bal" for each in settings.get("worst_of", [settings])):
+if plan.counts_pixels(settings):
     everything = params.image_set["parts"], params.image_set["size"], params.image_set["sha256"]
     pixels = voc.count_pixels(image_sets.read_image_set(*everything, name=params.image_set["name"]))
     header["pixels"] = pixels

@@ -10,7 +10,7 @@ start(snakemake.log[0], snakemake.threads)
 from dag.attack import shapes
 from dag.data import voc
 from dag.networks.building import build
-from dag.workflow import store
+from dag.workflow import contents, store
 
 params = snakemake.params
 network, settings, entry = params.network, params.image_set, params.entry
@@ -30,6 +30,7 @@ shapes.shape(
         "weights": {role: store.file_digest(path) for role, path in network["files"].items()},
         "image_set": settings,
         "images": [image_id for _, image_id in images],
+        "contents": contents.digests(images, "image"),
         "settings": entry,
         "seed": params.seed,
         "code": params.code,

@@ -7,8 +7,9 @@ from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
 
-from dag.evaluate.cells import recomputed
+from dag.evaluate.cells import check_images, recomputed
 from dag.evaluate.score import score
+from dag.workflow import contents
 from dag.workflow.store import write_json
 
 params = snakemake.params
@@ -16,15 +17,21 @@ scores = {}
 for name, settings in params.image_sets.items():
     images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name)
     given_up, size = settings["given_up"], settings["shard_size"]
-    with recomputed(*snakemake.input.manifests):
+    manifests = [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest]
+    scored = image_sets.without_shards(images, given_up, size)
+    with recomputed(*manifests):
+        for manifest in manifests:
+            check_images(manifest, contents.digests(image_sets.shard_of(images, manifest.stem, size), "image"))
         found = score(
-            [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest],
-            image_sets.without_shards(images, given_up, size),
+            manifests,
+            scored,
             {victim: params.networks[victim] for victim in settings["victims"]},
             resamples=params.bootstrap,
             seed=params.seed,
             missing=[image_id for shard in given_up for _, image_id in image_sets.shard_of(images, shard, size)],
             progress=lambda items: progress(items, snakemake.wildcards.product),
         )
-    scores |= {entry["victim"]: entry | {"image_set": name} for entry in found}
+    for entry in found:
+        truth = contents.digests(scored, entry["task"])
+        scores[entry["victim"]] = entry | {"image_set": name, "contents": truth}
 write_json(snakemake.output[0], [scores[victim] for victim in params.networks])

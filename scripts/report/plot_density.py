@@ -1,8 +1,5 @@
 """Figure 3; see rule plot_density."""
 
-import json
-from pathlib import Path
-
 from dag.report import frames
 from dag.report.figures import density, style
 from dag.workflow.startup import start
@@ -13,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dag.report.collect import records
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
-scores = json.loads(Path(snakemake.input.scores).read_text())
+scores = read_json(snakemake.input.scores)
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 frame = frames.transfer(scores, params.entry["perturbations"], labels, params.symbols, "float")
 attacked = pd.DataFrame(

@@ -1,8 +1,5 @@
 """Figures beyond the paper that follow from scores; see rule plot_transfer."""
 
-import json
-from pathlib import Path
-
 from dag.report import frames, wording
 from dag.report.figures import classes, files, intervals, matrix, strength, style
 from dag.workflow.startup import start
@@ -11,11 +8,11 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 kind = params.entry["kind"]
-scores = json.loads(Path(snakemake.input.scores).read_text())
+scores = read_json(snakemake.input.scores)
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 
 

@@ -1,8 +1,5 @@
 """Make a table from the scores of its victims; see rule tabulate."""
 
-import json
-from pathlib import Path
-
 from dag.report import frames, printing, wording
 from dag.report.figures import heat_map, style
 from dag.workflow.startup import start
@@ -11,11 +8,11 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 entry, paper = params.entry, params.entry.get("paper")
-scores = json.loads(Path(snakemake.input.scores).read_text())
+scores = read_json(snakemake.input.scores)
 if entry["layout"] == "transfer":
     tables = {
         pixels: frames.transfer(scores, entry["perturbations"], params.labels, params.symbols, pixels, paper)

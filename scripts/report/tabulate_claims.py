@@ -1,8 +1,5 @@
 """What of the paper's claims holds in this experiment; see rule tabulate_claims."""
 
-import json
-from pathlib import Path
-
 from dag.report import frames
 from dag.workflow.startup import start
 
@@ -12,12 +9,12 @@ import pandas as pd
 
 from dag.report import claims
 from dag.report.collect import records
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 cells = [
-    frames.transfer(json.loads(Path(path).read_text()), entry["perturbations"], labels, params.symbols, pixels)
+    frames.transfer(read_json(path), entry["perturbations"], labels, params.symbols, pixels)
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
     for pixels in entry["pixels"]
 ]

@@ -1,8 +1,5 @@
 """Perceptibility of every perturbation; see rule tabulate_perceptibility."""
 
-import json
-from pathlib import Path
-
 from dag.report import frames, printing
 from dag.workflow.startup import start
 
@@ -10,13 +7,13 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 shown = [
     frames.transfer(
-        json.loads(Path(path).read_text()),
+        read_json(path),
         entry["perturbations"],
         labels,
         params.symbols,

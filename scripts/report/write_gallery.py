@@ -1,6 +1,5 @@
 """The page of a gallery; see rule write_gallery."""
 
-import json
 from pathlib import Path
 
 from dag.workflow.startup import start
@@ -9,7 +8,7 @@ start(snakemake.log[0])
 
 from dag.report import gallery
 from dag.report.wording import row_label
-from dag.workflow.store import write_text
+from dag.workflow.store import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 labels = {name: entry["label"] for name, entry in params.networks.items()}
@@ -19,7 +18,7 @@ content = gallery.data(
     params.victims,
     {name: row_label(name, labels, params.symbols) for name in params.shown},
     params.shown,
-    {Path(path).stem: json.loads(Path(path).read_text()) for path in snakemake.input.records},
+    {Path(path).stem: read_json(path) for path in snakemake.input.records},
 )
 write_text(output.data, gallery.script("gallery.start", content))
 write_text(output.css, css)

@@ -315,6 +315,26 @@ def test_a_manifest_names_the_shards_of_a_table(tmp_path, source):
         cells.read_manifest(manifest)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"cells": [{"vic', b"\x89HDF"])
+def test_a_damaged_manifest_is_one_sentence(tmp_path, content):
+    (tmp_path / "cells.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cells.json: not a list of cells; delete it and run the workflow again$"):
+        cells.read_manifest(tmp_path / "cells.json")
+
+
+def test_predictions_of_images_that_have_changed_are_refused(tmp_path):
+    made = cells_of(tmp_path / "p", {"none": None}, identity=IDENTITY | {"contents": {"image": "1"}})
+    predict.predict(Threshold(), IMAGES, IDS, made)
+    manifest = tmp_path / "cells.json"
+    cells.write_manifest(manifest, made)
+    cells.check_images(manifest, {"image": "1"})
+    with pytest.raises(ValueError, match="cells.json: the images have changed since they were predicted; delete it"):
+        cells.check_images(manifest, {"image": "2"})
+    # the next run replaces the cells
+    (changed,) = cells_of(tmp_path / "p", {"none": None}, identity=IDENTITY | {"contents": {"image": "2"}})
+    assert made[0].done() and not changed.done() and changed.path == made[0].path
+
+
 # Scores by hand
 
 TRUTH = {"a": [[0, 1], [1, 255]], "b": [[0, 0], [2, 2]], "c": [[1, 1], [0, 0]]}

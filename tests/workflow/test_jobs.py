@@ -3,7 +3,7 @@
 import pytest
 from overlays import merge
 
-from dag.workflow import jobs, paths, plan
+from dag.workflow import contents, jobs, paths, plan
 
 CONFIG = {
     "experiment": "e", "seed": 2017, "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"],
@@ -59,8 +59,6 @@ def test_where_images_are():
         "parts": [{"root": "resources/VOCdevkit/VOC2007", "list": "resources/VOCdevkit/VOC2007/l.txt"},
                   {"root": "own", "list": "own/l.txt"}],
     }  # fmt: skip
-    made = merge(CONFIG, {"image_sets": {"s": {"made_by": "mini"}}, "mini": {"test": {"seed": 1}}})
-    assert jobs.image_set(made, "s")["made"] == {"settings": {"seed": 1}, "code": jobs.code("dag.data.mini")}
     assert jobs.image_sets(CONFIG, "f")["s"].items() >= {"given_up": ["0001"], "victims": ["a", "b"]}.items()
 
 
@@ -116,3 +114,50 @@ def test_a_pattern_of_names_matches_these_alone(names, matches):
 
     found = [text for text in ("a.b", "axb", "c", "", "d") if re.fullmatch(plan.one_of(names), text)]
     assert found == matches
+
+
+def test_a_changed_image_concerns_its_shard_and_a_loss_that_counts_pixels_all(tmp_path, monkeypatch):
+    """Jobs see a change in their parameters; shard 0 holds a and b, shard 2 holds e."""
+    monkeypatch.chdir(tmp_path)
+    variants = {"balanced": {"worst_of": ["mce", "bal"]}, "mce": {}, "bal": {"objective": "mce-bal"}}
+    config = merge(CONFIG, {"attacks": {"segmentation": {}, "detection": {}}, "variants": variants})
+    config["image_sets"]["s"]["parts"] = [{"root": "own", "list": "own/l.txt"}]
+    config["image_sets"]["s"]["sha256"] = "1"
+    config["figures"]["unused"]["images"] = ["e"]
+
+    def ask() -> dict[str, str]:
+        contents._known.clear()
+        asked = {
+            "perturb a 0": jobs.attack_contents(config, "s", "a", "0000"),
+            "perturb a 2": jobs.attack_contents(config, "s", "a", "0002"),
+            "perturb b 0": jobs.attack_contents(config, "s", "b", "0000"),
+            "perturb a balanced 2": jobs.attack_contents(config, "s", "a@balanced", "0002"),
+            "predict 0": jobs.shard_contents(config, "s", "0000", "image"),
+            "predict 2": jobs.shard_contents(config, "s", "0002", "image"),
+            "score t": jobs.image_sets(config, "t"),
+            "score f": jobs.image_sets(config, "f"),
+            "shape": jobs.shape_contents(config, "unused"),
+        }
+        return {name: repr(found) for name, found in asked.items()}
+
+    assert all("None" in found for found in ask().values())
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("Annotations", "xml")):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+        for image_id in "abcde":
+            (tmp_path / "own" / folder / f"{image_id}.{ending}").write_text(image_id)
+    (tmp_path / "own" / "l.txt").write_text("a\nb\nc\nd\ne\n")
+    before = ask()
+    assert not any("None" in found for found in before.values())
+
+    def changed(path: str) -> set[str]:
+        nonlocal before
+        (tmp_path / "own" / path).write_text("other")
+        before, old = ask(), before
+        return {name for name in old if before[name] != old[name]}
+
+    assert changed("JPEGImages/a.jpg") == {"perturb a 0", "perturb b 0", "predict 0"}
+    assert changed("SegmentationClass/a.png") == {"perturb a 0", "perturb a balanced 2", "score f"}
+    assert changed("Annotations/a.xml") == {"perturb b 0", "score t", "score f"}
+    assert changed("JPEGImages/e.jpg") == {"perturb a 2", "perturb a balanced 2", "predict 2", "shape"}
+    # of a shard that is given up nothing counts
+    assert changed("JPEGImages/c.jpg") == changed("Annotations/c.xml") == set()

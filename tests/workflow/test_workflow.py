@@ -308,6 +308,95 @@ def test_a_second_run_does_nothing(workflow, run):
     assert code == 0 and "Nothing to be done" in text, text
 
 
+def planned_shards(text: str) -> set[tuple[str, str]]:
+    """(perturbation or table, shard) of the attacks and predictions that Snakemake plans."""
+    paths = [Path(file) for file in outputs(text) if "/perturbations/" in file or "/cells/" in file]
+    return {(path.parts[-2] if path.suffix == ".h5" else path.parts[-3], path.stem) for path in paths}
+
+
+SUMS = {(SUM, "0001"), (f"{SUM}.permuted-1", "0001")}
+SHOWN = {("small", "0001"), ("other", "0001")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "attacked"),
+    [
+        ("JPEGImages/{}.jpg", {"mini-fcn-alex", "mini-fr-zf-07"}),
+        ("SegmentationClass/{}.png", {"mini-fcn-alex"}),
+        ("Annotations/{}.xml", {"mini-fr-zf-07"}),
+    ],
+)
+def test_another_image_or_annotation_plans_its_shard_and_the_tables(workflow, run, kind, attacked):
+    """The third image alone is in the second shard; what comes out is what a run from the beginning gives."""
+    folder, before = run / "resources" / "mini" / "test", contents(run)
+    shutil.copy(folder / kind.format("001001"), folder / kind.format("001003"))
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    assert code == 0, text
+    counted = {"combine": 1, "control": 1, "predict": 2, "score": 2, "tabulate": 2, "small": 1, "other": 1}
+    assert jobs(text) == counted | {"perturb": len(attacked)}
+    assert planned_shards(text) == {(source, "0001") for source in attacked} | SUMS | SHOWN
+    after = contents(run)
+    assert {path for path in before if before[path] != after[path]} - {"resources/mini/test/JPEGImages/001003.jpg"} <= {
+        path for path in before if path.endswith("0001.h5")
+    }
+    continued = {table: scores(run, table) for table in ("small", "other")}
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+    shutil.rmtree(run / "results")
+    code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
+    assert code == 0 and {table: scores(run, table) for table in ("small", "other")} == continued, text
+
+
+@pytest.mark.slow
+def test_predictions_of_another_image_are_not_scored(workflow, run):
+    """Without the trigger of parameters nothing is planned but the score; its job looks, and the advice helps."""
+    folder, table = run / "resources" / "mini" / "test" / "JPEGImages", "results/tiny/scores/small.json"
+    shutil.copy(folder / "001001.jpg", folder / "001003.jpg")
+    (run / table).unlink()
+    code, text = snakemake(workflow, run, table, "--rerun-triggers", "mtime", overlay=TINY)
+    assert code == 1 and jobs(text) == {"score": 1}
+    assert "Error: results/tiny/cells/small/mini-test/0001.json: the images have changed since" in text
+    code, text = snakemake(workflow, run, table, overlay=TINY)
+    assert code == 0 and jobs(text)["predict"] == 1, text
+
+
+@pytest.mark.slow
+def test_files_that_are_touched_moved_or_removed_plan_nothing(workflow, run):
+    folder = run / "resources" / "mini" / "test"
+    for path in folder.rglob("*.*"):
+        path.touch()
+    code, text = snakemake(workflow, run, "--dry-run", "small", "other", overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+    shutil.rmtree(folder)
+    code, text = snakemake(workflow, run, "--dry-run", "small", "other", overlay=TINY)
+    assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
+def test_another_seed_of_the_images_plans_all_that_sees_them(workflow, run):
+    """At once, though it is not known at planning what the new images will be; and nothing a second time."""
+    overlay = merge(TINY, {"mini": {"test": {"seed": 5}}})
+    code, text = snakemake(workflow, run, "small", "other", overlay=overlay)
+    assert code == 0, text
+    assert jobs(text).items() >= {"make_mini_test": 1, "perturb": 4, "predict": 4, "score": 2}.items()
+    assert "train" not in jobs(text)
+    code, text = snakemake(workflow, run, "--dry-run", "small", "other", overlay=overlay)
+    assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
+def test_damaged_scores_are_made_again_as_their_message_says(workflow, run):
+    path, table = run / "results/tiny/scores/small.json", "results/tiny/tables/small.csv"
+    path.write_bytes(path.read_bytes()[:100])
+    code, text = snakemake(workflow, run, table, overlay=TINY)
+    assert code == 1 and "Error: results/tiny/scores/small.json: damaged (" in text, text
+    assert "delete it and run the workflow again" in text
+    path.unlink()
+    code, text = snakemake(workflow, run, table, overlay=TINY)
+    assert code == 0, text
+
+
 @pytest.mark.slow
 def test_a_gallery_takes_its_cells_from_the_tables(workflow, run):
     before = contents(run)

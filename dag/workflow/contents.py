@@ -1,0 +1,200 @@
+"""Digests of the bytes of images and of their ground truth: what a result is made of beside code and weights.
+
+A job reads every file and compares what it finds with the headers of what is stored (`digests`).  At planning the same
+digests are wanted of every shard within seconds, so a cache remembers the files by their size and times (`planned`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from dag.data import image_sets, voc
+
+# A file that was changed less than this before it was read may change again without another time stamp.
+UNSETTLED = 2 * 10**9  # nanoseconds
+UNKNOWN = (0, 0, 0)  # size and times that no file has
+MANY = 1000  # files that take long enough to be announced
+
+
+def digests(images: Iterable[tuple[Path, str]], *kinds: str) -> dict[str, str]:
+    """SHA-256 of the files of some images, by kind; every file is read, once in a process.
+
+    It is taken of what `sha256sum` prints of the files, without their folders, in the order of the images.
+
+    Parameters
+    ----------
+    images : iterable of (root, image id)
+    kinds : str
+        "image", or the ground truth of a task, "segmentation" or "detection".
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read.
+    """
+    return {kind: _of_files(tuple(_paths(images, kind))) for kind in kinds}
+
+
+class Contents(dict):
+    """Digests as a parameter of a job: what is unknown at planning is asked for again when Snakemake records it.
+
+    Snakemake records a parameter when its job has ended, as its `repr`; one that came from a cluster is not computed
+    again before.
+
+    Parameters
+    ----------
+    look : callable
+        Returns the digests, None for what is unknown.
+    """
+
+    def __init__(self, look: Callable[[], Mapping]):
+        super().__init__(look())
+        self._look = look
+
+    def __repr__(self) -> str:
+        if "None" in super().__repr__():
+            self.update(self._look())
+        return super().__repr__()
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+
+def planned(
+    image_set: Mapping,
+    chosen: Callable[[list], list],
+    *kinds: str,
+    name: str,
+    folder: Path,
+) -> dict[str, str | None]:
+    """`digests` of some images of an image set as far as they are known when jobs are planned.
+
+    A file whose size and times are those in the cache is not read again.  A file that is not on disk is taken to be
+    as it was last seen, so finished results stay finished when their images are removed.
+
+    Parameters
+    ----------
+    image_set : mapping
+        name and parts, see `dag.workflow.jobs.image_set`.
+    chosen : callable
+        Picks the images out of all of the set.
+    kinds : str
+        As of `digests`.
+    name : str
+        Name of these images, other than those of all other choices: a shard.
+    folder : Path
+        Of the cache, one file per choice and kind.  If it cannot be written, the images are read every time.
+
+    Returns
+    -------
+    dict
+        By kind; None if the images were never seen, because they are still to be downloaded or made.
+    """
+    # new images come with a new list, so within a process its state tells whether to look at the images again
+    parts = tuple((part["root"], part["list"], _state(part["list"])) for part in image_set["parts"])
+    found = {}
+    for kind in kinds:
+        place = Path(folder, image_set["name"], f"{name}.{kind}.json")
+        if (parts, place) not in _known:
+            _known[parts, place] = _planned(parts, chosen, kind, place)
+        found[kind] = _known[parts, place]
+    return found
+
+
+_known: dict[tuple, str | None] = {}
+
+
+def _planned(parts: tuple, chosen: Callable[[list], list], kind: str, place: Path) -> str | None:
+    seen, images = _read(place), _listed(parts)
+    if images is None:
+        return _digest({path: entry[-1] for path, entry in seen.items()}) if seen else None
+    try:
+        paths = _paths(chosen(images), kind)
+        states = {path: _state(path) for path in paths}
+        changed = [path for path, state in states.items() if state and seen.get(path, [])[:-1] != list(state)]
+        if len(changed) >= MANY:
+            print(f"Reading {len(changed)} files, see {place}; those that do not change are read once", file=sys.stderr)
+        with ThreadPoolExecutor() as pool:  # hashing does not hold the interpreter
+            read = dict(zip(changed, pool.map(_sha256, changed), strict=True))
+    except ValueError:
+        return None  # the job says what is wrong
+    settled = time.time_ns() - UNSETTLED
+    entries = {path: seen.get(path, [*UNKNOWN, "absent"]) for path in states}
+    for path, sha256 in read.items():
+        entries[path] = [*(states[path] if max(states[path][1:]) < settled else UNKNOWN), sha256]
+    if entries != seen:
+        _write(place, entries)
+    return _digest({path: entry[-1] for path, entry in entries.items()})
+
+
+@cache
+def _listed(parts: tuple) -> list[tuple[str, str]] | None:
+    """Images of (root, list, state of the list); None if there is no such list."""
+    if any(state is None for _, _, state in parts):
+        return None
+    with suppress(ValueError):  # the job says what is wrong with the list
+        return [(root, image_id) for root, path, _ in parts for image_id in image_sets.read_ids(path)]
+    return None
+
+
+def _paths(images: Iterable[tuple[str | Path, str]], kind: str) -> list[str]:
+    return [os.path.join(root, voc.FILES[kind].format(image_id)) for root, image_id in images]
+
+
+@cache
+def _of_files(paths: tuple[str, ...]) -> str:
+    return _digest({path: _sha256(path) for path in paths})
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    """Of {path: SHA-256}."""
+    lines = "".join(f"{sha256}  {os.path.basename(path)}\n" for path, sha256 in files.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); unpack the data again") from error
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """Size and times of a file; None if it is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(place: Path) -> dict[str, list]:
+    """{path: [size, time of change, time of status change, SHA-256]} of a cache, {} if there is none."""
+    with suppress(OSError, ValueError):
+        found = json.loads(place.read_bytes())
+        if isinstance(found, dict) and all(isinstance(e, list) and isinstance(e[-1], str) for e in found.values()):
+            return found
+    return {}
+
+
+def _write(place: Path, entries: dict[str, list]) -> None:
+    """Replace a cache as a whole: several processes may do so at the same time."""
+    beside = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
+    with suppress(OSError):  # it is a cache
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(json.dumps(entries))
+            os.replace(beside, place)
+        finally:
+            beside.unlink(missing_ok=True)
