@@ -35,6 +35,7 @@ try:
     config = layers.without_nulls(layers.merged(layers.defaults(HERE / "config"), config))
     configuration.check(config, HERE / "config/schemas/config.schema.yaml")
     config = description.with_kind(configuration.with_local_voc(config))
+    configuration.check_lists(config)
 except ValueError as error:
     raise WorkflowError(str(error))
 

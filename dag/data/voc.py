@@ -108,6 +108,26 @@ def path_of(kind: str, root: str | Path, image_id: str) -> Path:
 
 
 @_of_one_image
+def check(images: Iterable[tuple[Path, str]], *kinds: str) -> None:
+    """Read the size of every image and its ground truth, to find damaged files before a long job.
+
+    Parameters
+    ----------
+    images : iterable of (root, image id)
+    kinds : str
+        Keys of `FILES`.
+
+    Raises
+    ------
+    ValueError
+        As `image_size`, `read_label_map` and `read_objects`.
+    """
+    readers = {"image": image_size, "segmentation": read_label_map, "detection": read_objects}
+    for root, image_id in images:
+        for kind in kinds:
+            readers[kind](root, image_id)
+
+
 def read_image(root: str | Path, image_id: str) -> np.ndarray:
     """The image, float32 RGB (3, H, W) in [0, 255].
 

@@ -11,7 +11,7 @@ import jsonschema
 import yaml
 
 from dag.data import image_sets
-from dag.workflow import plan
+from dag.workflow import paths, plan
 from dag.workflow.names import PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
@@ -279,7 +279,7 @@ def with_local_voc(config: dict) -> dict:
     """The configuration with the image sets of a VOC folder that the user has named by `voc`.
 
     Such a folder is used as it is: its own lists say which images, and how many.  Image sets with a
-    list that is derived by a rule keep their size and digest.
+    list that is derived by a rule keep their size and digest.  `~` is the user's home folder.
 
     Raises
     ------
@@ -288,18 +288,37 @@ def with_local_voc(config: dict) -> dict:
     """
     if config["voc"] is None:
         return config
-    if not Path(config["voc"]).is_dir():
+    folder = Path(config["voc"]).expanduser()
+    if not folder.is_dir():
         raise ValueError(
             f"configuration, voc: {config['voc']} is not a folder; name the one that holds VOC2007/ and VOC2012/"
         )
-    sets = {}
-    used = {image_set for _, image_set in plan.all_source_sets(config)}
-    used |= {image_set for entry in plan.products(config).values() for image_set in plan.image_sets(entry)}
-    used |= {entry["image_set"] for entry in plan.products(config).values() if entry.get("kind") == "shapes"}
+    sets, used = {}, plan.used_image_sets(config)
     for name, entry in config["image_sets"].items():
         own = all(part["list"].startswith("{voc}/") for part in entry["parts"])
-        lists = [Path(part["list"].format(voc=config["voc"])) for part in entry["parts"]]
+        lists = [Path(part["list"].format(voc=folder)) for part in entry["parts"]]
         if own and (name in used or all(path.is_file() for path in lists)):
             entry = {**entry, "size": sum(len(image_sets.read_ids(path)) for path in lists), "sha256": None}
         sets[name] = entry
-    return {**config, "image_sets": sets}
+    return {**config, "voc": str(folder), "image_sets": sets}
+
+
+def check_lists(config: dict) -> None:
+    """Refuse lists of images that no job can read.
+
+    Lists below resources/ may still be made, or made again, by a rule, so their number of images is left to the jobs.
+
+    Raises
+    ------
+    ValueError
+        If a list of an image set that `all` needs is not one, or its images are not those of the configuration.
+    """
+    for name in sorted(plan.used_image_sets(config)):
+        entry, parts = config["image_sets"][name], paths.parts(config, name)
+        if not all(Path(part["list"]).is_file() for part in parts):
+            continue
+        if any(part["list"].startswith("resources/") for part in parts):
+            for part in parts:
+                image_sets.read_ids(part["list"])
+        else:
+            image_sets.read_image_set(parts, entry["size"], entry.get("sha256"), name=name)

@@ -171,6 +171,14 @@ def all_source_sets(config: dict) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
 
 
+def used_image_sets(config: dict) -> set[str]:
+    """Image sets that `all` attacks, evaluates on, or starts shaped examples from."""
+    entries = products(config).values()
+    used = {image_set for _, image_set in all_source_sets(config)}
+    used |= {image_set for entry in entries for image_set in image_sets(entry)}
+    return used | {entry["image_set"] for entry in entries if entry.get("kind") == "shapes"}
+
+
 def networks(config: dict) -> list[str]:
     """Networks that `all` runs, in order of first appearance."""
     sources = [network_of(source) for source, _ in all_source_sets(config)]

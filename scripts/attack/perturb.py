@@ -15,6 +15,7 @@ params, source = snakemake.params, snakemake.wildcards.source
 network, settings = params.network, params.settings
 kinds = ("image", network["task"])
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code, kinds)
+voc.check(images, *kinds)  # a damaged file stops the job before the first image is attacked
 pixels = None
 if plan.counts_pixels(settings):
     everything = params.image_set["parts"], params.image_set["size"], params.image_set["sha256"]

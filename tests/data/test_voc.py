@@ -432,6 +432,14 @@ def test_sbd_that_is_not_whole(tmp_path, replace, message):
         voc.arrange_sbd(sbd(tmp_path, replace))
 
 
+@pytest.mark.parametrize(("kind", "name"), [("image", "a.jpg"), ("segmentation", "a.png"), ("detection", "a.xml")])
+def test_a_check_names_the_damaged_file(root, kind, name):
+    voc.check([(root, "a")], "image", "segmentation", "detection")
+    voc.path_of(kind, root, "a").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=name + ": .*damaged"):
+        voc.check([(root, "a")], kind)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(("year", "images", "objects"), [("VOC2007", 9, 32), ("VOC2012", 105, 307)])
 def test_real_images_and_objects_are_read(year, images, objects):

@@ -1,6 +1,7 @@
 """The configuration: every mistake gets one sentence that names the place, and what follows from it is counted
 by hand."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -623,6 +624,40 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
     # a table of clean images alone needs its images too
     with pytest.raises(ValueError, match="VOC2012/ImageSets/test.txt: no such image list"):
         configuration.with_local_voc(merge(config, {"tables": {"mine": {"perturbations": ["none"]}}}))
+
+
+def test_a_folder_of_the_user_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    assert configuration.with_local_voc(BASE | {"voc": "~/data"})["voc"] == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        ("own/l.txt", b"a\nb\n", None),
+        ("own/l.txt", b"a\nb 1\n", "own/l.txt, line 2: 'b 1' is not an image id"),
+        ("own/l.txt", "a\nb\n".encode("utf-16"), "own/l.txt: the image list is not UTF-8 text"),
+        ("own/l.txt", b"a\n", "image set mini-test: 1 images in own/l.txt, expected 2"),
+        ("own/l.txt", b"a\na\n", "image set mini-test: an image id appears twice in own/l.txt"),
+        # rules make these, and may be about to make another one
+        ("resources/l.txt", b"a\n", None),
+        ("resources/l.txt", b"../a\n", "resources/l.txt, line 1: '../a' is not an image id"),
+        (None, b"", None),
+    ],
+)
+def test_lists_are_read_when_jobs_are_planned(tmp_path, monkeypatch, place, content, message):
+    monkeypatch.chdir(tmp_path)
+    if place:
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(content)
+    config = changed({"image_sets": {"mini-test": {"size": 2}}})
+    config["image_sets"]["mini-test"]["parts"] = [{"root": "own", "list": place or "own/l.txt"}]
+    if message is None:
+        configuration.check_lists(config)
+    else:
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            configuration.check_lists(config)
 
 
 # What follows from a configuration
