@@ -278,7 +278,7 @@ def overlay(server, archives: dict[str, bytes], folders: dict[str, list[str]], *
         server.files[f"/good/{name}"] = content
         downloads[name] = {"urls": [f"{server.address}/good/{name}"]}
     sets = {name: {"size": len(ids), "sha256": image_sets.digest(ids)} for name, ids in SETS.items()}
-    return {"downloads": downloads, "image_sets": sets}
+    return {"experiment": "small", "downloads": downloads, "image_sets": sets}
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ def snakemake(
 ) -> subprocess.CompletedProcess:
     files = [str(config)]
     if overlay is not None:
-        (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+        name = yaml.safe_load(config.read_text())["experiment"]
+        (folder / "overlay.yaml").write_text(yaml.safe_dump({"experiment": name} | overlay))
         files.append(str(folder / "overlay.yaml"))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--workflow-profile", str(ROOT / "profiles/default"), *arguments, "--configfile", *files]

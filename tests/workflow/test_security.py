@@ -172,6 +172,7 @@ def test_texts_of_the_configuration_are_not_run(tmp_path):
     (voc / "VOC2012/ImageSets/Segmentation/val.txt").write_text("2008_000001\n$(touch${IFS}made)\n")
     (own / "a.bin").write_bytes(b"bytes")
     overlay = {
+        "experiment": "odd",
         "title": ODD,
         "description": ODD,
         "weights": str(own),
