@@ -39,6 +39,11 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error))
 
+# A module may have a `prefix`.  Snakemake adds it to inputs, outputs and logs, `paths.told` to parameters.
+moved = {folder: str(workflow.modifier.modify_path(folder)) for folder in ("resources/", "results/")}
+if any(folder != place for folder, place in moved.items()):
+    config["folders"] = moved
+
 # What a run on GPUs will cost is said before it is started.
 if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
     logger.info(budget.summary(config))

@@ -72,8 +72,8 @@ rule download:
     conda:
         "../environment.yml"
     params:
-        path="resources/downloads/{file}",
-        pins="resources/downloads.lock.json",
+        path=paths.told(config, "resources/downloads/{file}"),
+        pins=paths.told(config, "resources/downloads.lock.json"),
         checks=lambda wildcards: jobs.download(config, wildcards.file),
         # follows from `output`, so that another mirror is no reason to run anything again
         urls=lambda wildcards, output: jobs.mirrors(config, wildcards.file),
@@ -98,7 +98,7 @@ rule extract:
         runtime=60,
     params:
         member=lambda wildcards: config["downloads"][wildcards.file]["member"],
-        pins="resources/downloads.lock.json",
+        pins=paths.told(config, "resources/downloads.lock.json"),
         checks=lambda wildcards: jobs.download(config, wildcards.file),
     script:
         "../scripts/data/extract.py"

@@ -35,7 +35,7 @@ rule predict:
         ),
         runtime=lambda wildcards: jobs.predict_minutes(config, wildcards.product, wildcards.image_set),
     params:
-        folder=lambda wildcards: f"{paths.results(config)}/{wildcards.image_set}",
+        folder=lambda wildcards: paths.told(config, f"{paths.results(config)}/{wildcards.image_set}"),
         cells=lambda wildcards: jobs.cells(config, wildcards.product, wildcards.image_set),
         networks=lambda wildcards: {
             name: jobs.network(config, name) for name in jobs.cells(config, wildcards.product, wildcards.image_set)

@@ -351,7 +351,7 @@ rule write_index:
     params:
         experiment=description.experiment(config),
         products={name: product(name) for name in config["targets"]},
-        files={name: paths.product_files(config, name) for name in config["targets"]},
+        files={name: jobs.made(config)[name]["files"] for name in config["targets"]},
         captions={name: description.caption(config, name, HERE / "report") for name in config["targets"]},
         code=code("scripts/report/write_index.py"),
     script:
@@ -370,7 +370,7 @@ rule write_provenance:
     conda:
         "../environment.yml"
     params:
-        products=paths.made(config),
+        products=jobs.made(config),
         configuration=config,
         package=digests.package_digest(HERE),
         code=code("scripts/report/write_provenance.py"),

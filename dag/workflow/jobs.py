@@ -46,7 +46,7 @@ def image_set(config: dict, name: str) -> dict:
     entry = config["image_sets"][name]
     return {
         "name": name,
-        "parts": paths.parts(config, name),
+        "parts": [{key: paths.told(config, path) for key, path in part.items()} for part in paths.parts(config, name)],
         "size": entry["size"],
         "sha256": entry.get("sha256"),
         "shard_size": config["shard_size"],
@@ -86,12 +86,17 @@ def shape_contents(config: dict, product: str) -> Contents:
         return data.chosen(data.without_shards(images, missing, size), entry["images"])
 
     images = image_set(config, entry["image_set"])
-    return Contents(partial(contents.planned, images, chosen, "image", name=product, folder=paths.CONTENTS))
+    return Contents(partial(contents.planned, images, chosen, "image", name=product, folder=_contents(config)))
 
 
 def _shard_contents(config: dict, name: str, shard: str, *kinds: str) -> dict[str, str | None]:
     chosen = partial(data.shard_of, shard=shard, shard_size=config["shard_size"])
-    return contents.planned(image_set(config, name), chosen, *kinds, name=shard, folder=paths.CONTENTS)
+    return contents.planned(image_set(config, name), chosen, *kinds, name=shard, folder=_contents(config))
+
+
+def _contents(config: dict) -> Path:
+    """Folder of what is known of the bytes of images."""
+    return Path(paths.told(config, "resources/contents"))
 
 
 def image_sets(config: dict, product: str) -> dict[str, dict]:
@@ -115,7 +120,7 @@ def network(config: dict, name: str) -> dict:
         "task": entry["task"],
         "architecture": entry["architecture"],
         "arguments": entry.get("arguments", {}),
-        "files": paths.weights(config, name),
+        "files": {role: paths.told(config, path) for role, path in paths.weights(config, name).items()},
         "code": code(entry["architecture"]),
     }
 
@@ -168,6 +173,14 @@ def row_shards(config: dict, product: str, shard: str | None = None) -> list[str
     entry = plan.product(config, product)
     shards = plan.shards(config, entry["image_set"]) if shard is None else [shard]
     return [paths.perturbation(config, entry["image_set"], row, name) for row in plan.rows(entry) for name in shards]
+
+
+def made(config: dict) -> dict[str, dict[str, list[str]]]:
+    """What each table and figure of `all` is made of, and its files, see `paths.made`."""
+    return {
+        name: {kind: [paths.told(config, file) for file in files] for kind, files in entry.items()}
+        for name, entry in paths.made(config).items()
+    }
 
 
 def transfer_tables(config: dict) -> dict[str, dict]:

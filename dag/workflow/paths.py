@@ -11,7 +11,17 @@ from pathlib import Path
 from dag.workflow import plan
 
 SEED = 2017  # of config/config.yaml
-CONTENTS = Path("resources/contents")  # what is known of the bytes of images, see `dag.workflow.contents`
+
+
+def told(config: dict, path: str) -> str:
+    """A path as a job is told it by its parameters: with the prefix that a module may have.
+
+    Snakemake itself adds it to the paths of all other functions here, which are inputs and outputs.
+    """
+    for folder, place in config.get("folders", {}).items():
+        if path.startswith(folder):
+            return place + path.removeprefix(folder)
+    return path
 
 
 def voc(config: dict) -> str:
@@ -43,11 +53,11 @@ def is_extracted(config: dict, file: str) -> bool:
     """
     if "archive" not in config["downloads"][file]:
         return False
-    checked = Path("resources/checked", file)
+    checked = Path(told(config, f"resources/checked/{file}"))
     if checked.is_file() and not checked.is_symlink():
         return True
     own = [Path(config["weights"]).expanduser()] if config["weights"] else []
-    return not any((folder / file).is_file() for folder in [*own, Path("resources/downloads")])
+    return not any((folder / file).is_file() for folder in [*own, Path(told(config, "resources/downloads"))])
 
 
 def downloads(config: dict, extracted: bool) -> list[str]:

@@ -286,7 +286,7 @@ def advice(log: str, config: dict, read: Callable[[str], str]) -> str:
         "Mend that and start the same command again: what is finished is kept."
     )
     failed = dict.fromkeys(config["given_up"])
-    for job in re.findall(r"^Error in rule \S*(?:perturb|predict):$((?:\n +.*)*)", log, re.MULTILINE):
+    for job in re.findall(r"^Error in rule (?:perturb|predict):$((?:\n +.*)*)", log, re.MULTILINE):
         said = dict(re.findall(r"^ +(output|log): (\S+)", job, re.MULTILINE))
         if OF_ONE_IMAGE in read(said["log"]):
             failed[_shard_of(Path(said["output"]))] = None

@@ -347,6 +347,7 @@ def test_from_archives_to_image_sets(server, archives, tmp_path):
     # Nothing is done twice, not even where mirrors have changed.
     mirrors = {name: ["elsewhere"] for name in mirrors}
     server.requests.clear()
+    (folder / "own").mkdir()
     result = snakemake(folder, overlay(server, archives, mirrors) | {"weights": "own"}, *SAMPLES)
     assert result.returncode == 0 and "Nothing to be done" in result.stdout, result.stdout
     assert not server.requests

@@ -776,7 +776,7 @@ Error in rule train:
     output: resources/weights/c.pt
     log: logs/train/c.txt (check log file(s) for error details)
 
-Error in rule dag_predict:
+Error in rule predict:
     jobid: 3
     output: results/e/cells/table2/other/0012.json
     log: logs/predict/e/table2/other/0012.txt (check log file(s) for error details)

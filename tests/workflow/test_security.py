@@ -130,7 +130,8 @@ def made(folder: Path) -> list[Path]:
 
 
 def network(**entry) -> dict:
-    return {"networks": {"net": {"label": "", "task": "segmentation", "architecture": "a:b", "files": {}} | entry}}
+    base = {"label": "", "task": "segmentation", "architecture": "dag.networks.mini.fcn:fcn", "files": {}}
+    return {"networks": {"net": base | entry}}
 
 
 @pytest.mark.parametrize(

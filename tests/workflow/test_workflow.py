@@ -295,6 +295,56 @@ def test_a_run_makes_its_tables_and_keeps_no_sums(finished):
     assert sum(counted) == 5, lines
 
 
+IMPORTER = """
+rule mine:
+    input: "adversarial/results/tiny/tables/small.csv"
+    output: "mine.csv"
+    shell: "cp {{input}} {{output}}"
+
+module dag:
+    snakefile: "{workflow}/Snakefile"
+    config: {overlay}
+    prefix: "adversarial"
+
+use rule * from dag as dag_*
+"""
+
+
+def imported(workflow: Path, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a workflow that has this one for a module."""
+    folder.mkdir(exist_ok=True)
+    (folder / "Snakefile").write_text(IMPORTER.format(workflow=workflow, overlay=TINY))
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def test_as_a_module_of_another_workflow_everything_is_below_its_prefix(workflow, tmp_path):
+    code, text = imported(workflow, tmp_path / "work", "--dry-run", "mine", "dag_all")
+    assert code == 0, text
+    assert {"dag_train": 2, "dag_perturb": 4, "dag_predict": 4, "mine": 1, "dag_all": 1}.items() <= jobs(text).items()
+    assert [file for file in outputs(text) if not file.startswith("adversarial/")] == ["mine.csv"]
+    # its mistakes are its own, and the importer's targets not its business
+    code, text = imported(workflow, tmp_path / "work", "--dry-run", "table5")
+    assert code == 1 and "MissingRuleException" in text, text
+
+
+@pytest.mark.slow
+def test_a_module_computes_what_the_workflow_does(workflow, finished, tmp_path):
+    folder = tmp_path / "work"
+    code, text = imported(workflow, folder, "mine", "dag_all")
+    assert code == 0, text
+    assert {path.name for path in folder.iterdir()} == {".snakemake", "Snakefile", "adversarial", "mine.csv"}
+    for table in ("small", "other"):
+        assert scores(folder / "adversarial", table) == scores(finished, table)
+    assert (folder / "mine.csv").read_bytes() == (finished / "results/tiny/tables/small.csv").read_bytes()
+    page = (folder / "adversarial/results/tiny/index.html").read_text()
+    assert 'href="tables/small.csv"' in page and "adversarial" not in page
+    code, text = imported(workflow, folder, "--dry-run", "mine", "dag_all")
+    assert code == 0 and "Nothing to be done" in text, text
+
+
 @pytest.mark.slow
 def test_a_second_run_does_nothing(workflow, run):
     before = contents(run)
