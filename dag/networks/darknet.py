@@ -1,52 +1,47 @@
-"""Single-stage detectors (YOLO), imported from a Darknet cfg file and its weights.
+"""Single-stage detectors (YOLOv2, v3, v4), imported from a Darknet cfg file and its weights.
 
-Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018.  A layer of the cfg may read any
-earlier layer, so the network is a list of steps that is followed in order.  Batch normalisation
-is folded into the convolutions when the file is read (in float64; epsilon 1e-6: dead channels
-have a variance of almost 0, and with the usual 1e-5 the output is off by 0.06).
+Redmon and Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017 ([region] heads, softmax over the classes);
+"YOLOv3: An Incremental Improvement", 2018 ([yolo] heads, an independent sigmoid per class).  A layer of the cfg may
+read any earlier layer, so the network is a list of steps that is followed in order.
 
 f(X, t) is the vector of class logits at an anchor, without a background column, and objectness is
 left alone by the attack.  A background score made from objectness lets the attack stop while the
 true class is still the best one at about half of the targets; the ranking within a class, which
 is all that average precision sees, then survives: two to five times as much mAP remained.
+
+Where OpenCV's reader differs from Darknet's C code, the C code is followed (see `darknet_layers`).  One thing is not
+Darknet's: images are resized with the centres of pixels aligned, as in OpenCV and torch, and not their corners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dag.networks import darknet_layers as layers
+from dag.networks.darknet_files import Section, read_cfg, read_weights
 from dag.networks.interface import Detections, Detector, Proposals
 from dag.networks.layers import operators
 from dag.networks.layers.boxes import clip
 
-_EPSILON = 1e-6
+# Options of [net] that concern training, or memory.
+_TRAINING = (
+    "batch subdivisions max_batches learning_rate learning_rate_min sgdr_cycle sgdr_mult momentum decay augment_speed "
+    "sequential_subdivisions try_fix_nan weights_reject_freq equidistant_point badlabels_rejection_percentage "
+    "num_sigmas_reject_badlabels ema_alpha use_cuda_graph loss_scale dynamic_minibatch optimized_memory "
+    "workspace_size_limit_MB adam B1 B2 eps max_crop min_crop flip blur gaussian_noise mixup cutmix mosaic "
+    "mosaic_bound contrastive contrastive_jit_flip contrastive_color unsupervised label_smooth_eps resize_step "
+    "attention adversarial_lr max_chart_loss angle aspect saturation exposure hue power policy burn_in step scale "
+    "steps scales seq_scales gamma show_receptive_field random"
+)
 
-_ACTIVATIONS = {
-    "linear": nn.Identity,
-    "relu": partial(nn.ReLU, inplace=True),
-    "relu6": partial(nn.ReLU6, inplace=True),
-    "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
-}
-
-# Everything that a section may say; an option that is not listed could change the output unnoticed.
-_OPTIONS = {
-    "convolutional": "batch_normalize filters size stride pad padding groups activation",
-    "shortcut": "from activation",
-    "route": "layers",
-    "upsample": "stride",
-    "maxpool": "size stride padding",
-    "dropout": "probability",
-    "yolo": "mask anchors classes num scale_x_y nms_kind beta_nms "
-    "jitter ignore_thresh truth_thresh random iou_thresh cls_normalizer iou_normalizer iou_loss max",
-}
+# Numbers that a layer may put out for one image; more is a mistake in the cfg, and no machine could hold a batch.
+_LARGEST = 2**28
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,9 @@ def yolo(
     labels: Iterable[int] = range(1, 21),
     score_threshold: float = 0.005,
     nms: float = 0.45,
+    letter_box: bool | None = None,
 ) -> Detector:
-    """The network of a Darknet cfg file with at least one [yolo] layer.
+    """The network of a Darknet cfg file with [yolo] or [region] layers.
 
     Parameters
     ----------
@@ -88,66 +84,120 @@ def yolo(
         on it, so it belongs beside every mAP.
     nms : float
         IoU above which `detect` suppresses boxes of the same class.
+    letter_box : bool, optional
+        Fit the image into the frame of the cfg with its aspect ratio kept, on a grey of 0.5, instead of squeezing it
+        to the size of the frame.  By default what [net] says, and False if it says nothing.
 
     Raises
     ------
     ValueError
         If the cfg has a layer or an option that is not known here, or the weights do not fit it.
     """
-    return _Yolo(Path(cfg), Path(weights), tuple(labels), score_threshold, nms)
+    return _Yolo(Path(cfg), Path(weights), tuple(labels), score_threshold, nms, letter_box)
 
 
 class _Yolo(Detector):
-    """The image is squeezed to the size of the cfg, whatever its shape, as Darknet does."""
-
-    def __init__(self, cfg: Path, weights: Path, labels: tuple[int, ...], score_threshold: float, nms: float):
+    def __init__(
+        self,
+        cfg: Path,
+        weights: Path,
+        labels: tuple[int, ...],
+        score_threshold: float,
+        nms: float,
+        letter_box: bool | None,
+    ):
         super().__init__()
         self.labels, self.score_threshold, self.nms = labels, score_threshold, nms
-        (_, net), *sections = read_cfg(cfg)
+        net, *sections = read_cfg(cfg)
         numbers = read_weights(weights)
         self.convolutions = nn.ModuleList()
         self.steps = []  # per layer: function, numbers of the layers that it reads (-1: the image)
-        self.heads = []  # numbers of the [yolo] layers
-        anchors = []
-        where = "[net]"
+        self.heads = []  # numbers of the [yolo] and [region] layers
+        self.unread = set()  # layers whose output in Darknet is not what their step returns here
+        anchors, kinds = [], set()
+        where = f"[net], line {net.line}"
         try:
-            if _integer(net, "channels", 3) != 3:
+            net.refuse_unknown("width height channels letter_box", _TRAINING, {"0": "track", "1": "time_steps"})
+            if net.integer("channels", 3) != 3:
                 raise ValueError("the images must have 3 channels")
-            self.frame = (_integer(net, "height"), _integer(net, "width"))
-            # A blank image goes through every layer as it is made: torch works out the shapes.
-            values = {-1: torch.zeros(1, 3, *self.frame)}
-            for number, (kind, options) in enumerate(sections):
-                where = f"layer {number} [{kind}]"
-                sources = _sources(kind, options, number)
+            self.frame = (net.integer("height"), net.integer("width"))
+            self.letter_box = bool(net.integer("letter_box", 0, 0)) if letter_box is None else letter_box
+            # Shapes are worked out by torch, on the meta device, where the largest map needs no memory.
+            values = {-1: torch.empty(1, 3, *self.frame, device="meta")}
+            for number, section in enumerate(sections):
+                where = f"layer {number} [{section.kind}], line {section.line}"
+                kind = layers.check(section)
+                sources = layers.sources(kind, section, number)
+                if self.unread.intersection(sources):
+                    raise ValueError("it reads the output of a head, or what belongs to a head with new_coords")
+                inputs = [values[source] for source in sources]
                 if kind == "convolutional":
-                    function, numbers = _convolution(options, values[number - 1].shape[1], numbers, weights)
+                    function = layers.convolution(section, inputs[0].shape[1])
                     self.convolutions.append(function)
                 else:
-                    function = _function(kind, options)
-                if kind == "yolo":
+                    function = layers.function(kind, section, inputs)
+                values[number] = function(*inputs)
+                if values[number].numel() > _LARGEST:
+                    raise ValueError(f"its output of {tuple(values[number].shape[1:])} is too large; correct the sizes")
+                if kind == "convolutional":
+                    numbers = layers.fill(function[0], section, numbers, weights)
+                if kind in layers.HEADS:
+                    anchors.append(_anchors(kind, section, inputs[0].shape[1:], self.frame, len(labels)))
+                    kinds.add((kind, self._raw(section, sections[number - 1], number)))
                     self.heads.append(number)
-                    anchors.append(_anchors(options, values[number - 1].shape[1:], self.frame, len(labels)))
+                    self.unread.add(number)
                 self.steps.append((function, sources))
-                with torch.no_grad():
-                    values[number] = function(*(values[source] for source in sources))
-        except (ValueError, IndexError, RuntimeError) as error:  # the latter from torch: shapes that do not fit
+        except (ValueError, RuntimeError) as error:  # the latter from torch: shapes that do not fit
             reason = str(error).splitlines()[0]
             raise ValueError(f"{cfg}, {where}: {reason}") from error
         if not anchors:
-            raise ValueError(f"{cfg}: there is no [yolo] layer; give the cfg of a detector")
+            raise ValueError(f"{cfg}: there is no [yolo] and no [region] layer; give the cfg of a detector")
+        if len(kinds) > 1:
+            raise ValueError(f"{cfg}: its heads are of different kinds, which is not supported")
         if len(numbers):
             raise ValueError(f"{weights}: {len(numbers)} numbers too many for {cfg.name}; give the weights made for it")
+        ((kind, self.new_coords),) = kinds
+        self.softmax = kind == "region"
         for name, parts in zip(("grid", "cell", "anchor", "stretch"), zip(*anchors, strict=True), strict=True):
             self.register_buffer(name, torch.cat(parts))
 
+    def _raw(self, head: Section, before: Section, number: int) -> bool:
+        """Whether a head has `new_coords`; the sigmoid of the convolution before it is then left to the head.
+
+        So rows hold logits whatever the cfg, and f is taken before the sigmoid.
+        """
+        if not head.integer("new_coords", 0, 0):
+            return False
+        if layers.ALIASES.get(before.kind, before.kind) != "convolutional" or number == 0:
+            raise ValueError("new_coords needs a convolution before it")
+        if before.text("activation", "logistic") != "logistic":
+            raise ValueError("new_coords needs activation=logistic in the convolution before it")
+        self.convolutions[-1][1] = nn.Identity()
+        self.unread.add(number - 1)
+        return True
+
     def maps(self, images: Tensor) -> list[Tensor]:
         """Raw maps (B, anchors * (5 + C), h, w) of the heads, in the order of the cfg."""
-        if images.shape[-2:] != self.frame:
-            images = F.interpolate(images, self.frame, mode="bilinear", align_corners=False)
-        values = {-1: images / 255}
+        height, width = self._fitted(images.shape[-2:])
+        if images.shape[-2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
+        images = images / 255
+        if (height, width) != self.frame:
+            rows, columns = self.frame[0] - height, self.frame[1] - width
+            images = F.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), value=0.5)
+        values = {-1: images}
         for number, (function, sources) in enumerate(self.steps):
             values[number] = function(*(values[source] for source in sources))
         return [values[head] for head in self.heads]
+
+    def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image of `size` in the frame (`letterbox_image` in Darknet's image.c)."""
+        (rows, columns), (height, width) = self.frame, size
+        if not self.letter_box:
+            return self.frame
+        if columns * height < rows * width:
+            return max(1, height * columns // width), columns
+        return rows, max(1, width * rows // height)
 
     def features(self, images: Tensor) -> Features:
         rows = [_rows(map_, 5 + len(self.labels)) for map_ in self.maps(images)]
@@ -159,7 +209,7 @@ class _Yolo(Detector):
         proposals = []
         for rows in features.rows:
             boxes = self._boxes(rows, features.size)
-            kept = operators.nms(boxes, _confidence(rows).amax(1), nms)[:limit]
+            kept = operators.nms(boxes, self._confidence(rows).amax(1), nms)[:limit]
             proposals.append(Proposals(clip(boxes[kept], features.size).float(), kept))
         return proposals
 
@@ -168,12 +218,12 @@ class _Yolo(Detector):
         return _at(features, proposals)[:, 5:]
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Independent probabilities (R, C): rows need not sum to 1."""
-        return scores.sigmoid()
+        """Softmax of [region] heads; independent probabilities of [yolo] heads, whose rows need not sum to 1."""
+        return scores.softmax(1) if self.softmax else scores.sigmoid()
 
     def confidence(self, features: Features, proposals: list[Proposals]) -> Tensor:
         """Objectness x class probability, (R, C)."""
-        return _confidence(_at(features, proposals))
+        return self._confidence(_at(features, proposals))
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
@@ -182,7 +232,7 @@ class _Yolo(Detector):
         labels = torch.tensor(self.labels, device=images.device)
         detections = []
         for rows in features.rows:
-            confidence = _confidence(rows)
+            confidence = self._confidence(rows)
             anchors, columns = (confidence > self.score_threshold).nonzero(as_tuple=True)
             boxes, scores = self._boxes(rows, features.size)[anchors], confidence[anchors, columns]
             kept = operators.class_nms(boxes, scores, columns, self.nms)
@@ -190,163 +240,61 @@ class _Yolo(Detector):
             detections.append(Detections(boxes, labels[columns[kept]], scores[kept].float()))
         return detections
 
+    def _confidence(self, rows: Tensor) -> Tensor:
+        return rows[:, 4:5].sigmoid() * self.probabilities(rows[:, 5:])
+
     def _boxes(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes (A, 4) of all anchors `rows` (A, 5 + C), in the frame of an image of `size`, not clipped.
 
         YOLOv3, section 2.1; `scale_x_y` stretches the sigmoid about its middle, so that a centre
-        can reach the border of its cell.  The networks were trained on edges of 0-based VOC boxes
-        divided by the size of the image, so no pixel is added or taken away.
+        can reach the border of its cell, and `new_coords` puts (2 sigmoid)^2 in place of exp (`get_yolo_box`).  The
+        networks were trained on edges of 0-based VOC boxes divided by the size of the image, so no pixel is
+        added or taken away.
         """
         centre = ((rows[:, :2].sigmoid() - 0.5) * self.stretch + 0.5 + self.grid) * self.cell
-        reach = rows[:, 2:4].exp() * self.anchor / 2
+        growth = (2 * rows[:, 2:4].sigmoid()) ** 2 if self.new_coords else rows[:, 2:4].exp()
+        reach = growth * self.anchor / 2
+        if self.letter_box:  # `correct_yolo_boxes`: the border is halved there without rounding
+            part = [fitted / whole for fitted, whole in zip(self._fitted(size), self.frame, strict=True)][::-1]
+            part = rows.new_tensor(part)
+            centre, reach = (centre - (1 - part) / 2) / part, reach / part
         height, width = size
         return torch.cat([centre - reach, centre + reach], 1) * rows.new_tensor([width, height, width, height])
 
 
-def read_cfg(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Sections (name, options) of a Darknet cfg file; the first one is [net].
-
-    Raises
-    ------
-    ValueError
-        If the file is not a cfg file, or says the same option twice in a section.
-    """
-    sections = []
-    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), 1):
-        line = line.split("#")[0].split(";")[0].strip()
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if line.startswith("[") and line.endswith("]"):
-            sections.append((line[1:-1].strip(), {}))
-        elif line and (not sections or not equals or name in sections[-1][1]):
-            raise ValueError(f"{path}, line {number}: {line[:40]!r} is not expected here; give a Darknet cfg file")
-        elif line:
-            sections[-1][1][name] = value
-    if not sections or sections[0][0] not in ("net", "network"):
-        raise ValueError(f"{path}: the first section is not [net]; give a Darknet cfg file")
-    return sections
-
-
-def read_weights(path: Path) -> np.ndarray:
-    """All numbers of a Darknet weights file in the order of the file, float32 (K,).
-
-    The header is the version (three int32) and the number of images seen in training, 8 bytes
-    from version 0.2 on and 4 bytes before.
-
-    Raises
-    ------
-    ValueError
-        If the file is too short for its header or not a whole number of float32.
-    """
-    data = Path(path).read_bytes()
-    major, minor = np.frombuffer(data[:8].ljust(8, b"\0"), "<i4").tolist()
-    header = 20 if 10 * major + minor >= 2 else 16
-    if len(data) < header or (len(data) - header) % 4:
-        raise ValueError(f"{path}: {len(data)} bytes are no header and whole numbers; download the weights again")
-    return np.frombuffer(data, "<f4", offset=header)
-
-
-def _sources(kind: str, options: dict[str, str], number: int) -> tuple[int, ...]:
-    """Numbers of the layers that layer `number` reads; in the cfg, negative ones count from it."""
-    if kind not in _OPTIONS:
-        raise ValueError(f"this kind of layer is not supported; known are {', '.join(_OPTIONS)}")
-    unknown = sorted(set(options) - set(_OPTIONS[kind].split()))
-    if unknown:
-        raise ValueError(f"option {unknown[0]} is not supported")
-    if kind == "route":
-        sources = _numbers(options, "layers", int)
-    elif kind == "shortcut":
-        sources = [-1, *_numbers(options, "from", int)]
-    else:
-        sources = [-1]
-    sources = tuple(source if source >= 0 else number + source for source in sources)
-    if not all(-1 <= source < number for source in sources) or (kind == "route" and -1 in sources):
-        raise ValueError("it reads a layer that does not come before it")
-    return sources
-
-
-def _function(kind: str, options: dict[str, str]) -> Callable[..., Tensor]:
-    """What a layer without weights does to the outputs of its sources."""
-    if kind == "route":
-        return _concatenate
-    if kind == "shortcut":
-        if options.get("activation", "linear") != "linear":
-            raise ValueError(f"activation {options['activation']} is not supported")
-        return _add
-    if kind == "upsample":
-        return partial(F.interpolate, scale_factor=_integer(options, "stride", 2), mode="nearest")
-    if kind == "maxpool":
-        stride = _integer(options, "stride", 1)
-        size = _integer(options, "size", stride)
-        return partial(_max_pool, size=size, stride=stride, padding=_integer(options, "padding", size - 1))
-    return _same  # dropout, yolo
-
-
-def _convolution(
-    options: dict[str, str], channels: int, numbers: np.ndarray, weights: Path
-) -> tuple[nn.Module, np.ndarray]:
-    """A convolution with its weights, taken from the front of `numbers`, and the rest of `numbers`.
-
-    Order in the file: biases, then with batch normalisation scales, means, variances, then the
-    kernel (filters, channels / groups, height, width).
-    """
-    filters, size, groups = _integer(options, "filters"), _integer(options, "size"), _integer(options, "groups", 1)
-    padding = size // 2 if _integer(options, "pad", 0) else _integer(options, "padding", 0)
-    activation = options.get("activation", "logistic")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation {activation} is not supported; known are {', '.join(_ACTIVATIONS)}")
-    normalised = _integer(options, "batch_normalize", 0)
-    convolution = nn.Conv2d(channels, filters, size, _integer(options, "stride", 1), padding, groups=groups)
-    shape = tuple(convolution.weight.shape)
-    ends = np.cumsum([filters] * (4 if normalised else 1) + [np.prod(shape)])
-    if ends[-1] > len(numbers):
-        raise ValueError(f"{weights} ends before this layer is complete; give the weights made for this cfg")
-    bias, *statistics, kernel, rest = np.split(numbers, ends)
-    bias, kernel = bias.astype(np.float64), kernel.reshape(shape).astype(np.float64)
-    if normalised:
-        scale, mean, variance = (part.astype(np.float64) for part in statistics)
-        if (variance + _EPSILON <= 0).any():
-            raise ValueError(f"{weights} has a variance of {variance.min():.2g}; give the weights made for this cfg")
-        gain = scale / np.sqrt(variance + _EPSILON)
-        bias, kernel = bias - gain * mean, kernel * gain[:, None, None, None]
-    with torch.no_grad():
-        convolution.bias.copy_(torch.from_numpy(bias))
-        convolution.weight.copy_(torch.from_numpy(kernel))
-    return nn.Sequential(convolution, _ACTIVATIONS[activation]()), rest
-
-
 def _anchors(
-    options: dict[str, str], shape: tuple[int, ...], frame: tuple[int, int], classes: int
+    kind: str, section: Section, shape: tuple[int, ...], frame: tuple[int, int], classes: int
 ) -> tuple[Tensor, ...]:
-    """Of every anchor of a head: cell (x, y), size of a cell, anchor size (fractions of the image), stretch."""
-    anchors = torch.tensor(_numbers(options, "anchors", float)).reshape(-1, 2)
-    chosen = anchors[_numbers(options, "mask", int)]
+    """Of every anchor of a head: cell (x, y), size of a cell, anchor size (fractions of the image), stretch.
+
+    Sizes of anchors are pixels of the frame in a [yolo] layer and cells in a [region] layer.
+    """
     channels, height, width = shape
-    if _integer(options, "classes") != classes:
-        raise ValueError(f"{options['classes']} classes do not fit {classes} labels")
+    sizes = section.reals("anchors")
+    if len(sizes) % 2 or min(sizes) <= 0:
+        raise ValueError("option anchors does not hold pairs of positive numbers")
+    anchors = torch.tensor(sizes).reshape(-1, 2)
+    mask = section.integers("mask", ",".join(map(str, range(section.integer("num", 1)))))
+    if not all(0 <= number < len(anchors) for number in mask):
+        raise ValueError(f"anchors {mask} are asked for, and option anchors has {len(anchors)}")
+    chosen = anchors[mask]
+    if section.integer("classes", 20) != classes:
+        raise ValueError(f"{section.integer('classes', 20)} classes do not fit {classes} labels")
     if channels != len(chosen) * (5 + classes):
         raise ValueError(f"{channels} channels are not {len(chosen)} anchors x (5 + {classes} classes)")
-    if options.get("nms_kind", "default") not in ("default", "greedynms"):
-        raise ValueError(f"nms_kind {options['nms_kind']} is not supported")
+    if section.text("nms_kind", "default") not in ("default", "greedynms"):
+        raise ValueError(f"nms_kind {section.options['nms_kind']} is not supported")
+    if kind == "region" and (section.integer("softmax", 0, 0), section.integer("coords", 4)) != (1, 4):
+        raise ValueError("only softmax=1 and coords=4 are supported")
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     grid = torch.stack([x, y], 2).float().expand(len(chosen), -1, -1, -1).reshape(-1, 2)
     cell = torch.tensor([1 / width, 1 / height]).expand(len(grid), 2)
-    size = (chosen / torch.tensor(frame[::-1])).repeat_interleave(height * width, 0)
-    stretch = torch.full((len(grid), 1), _numbers(options, "scale_x_y", float, "1")[0])
-    return grid, cell, size, stretch
-
-
-def _integer(options: dict[str, str], name: str, default: int | None = None) -> int:
-    return _numbers(options, name, int, None if default is None else str(default))[0]
-
-
-def _numbers(options: dict[str, str], name: str, kind: type, default: str | None = None) -> list:
-    text = options.get(name, default)
-    if text is None:
-        raise ValueError(f"option {name} is missing")
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"option {name}={text} is not made of numbers") from error
+    whole = frame[::-1] if kind == "yolo" else (width, height)
+    size = (chosen / torch.tensor(whole)).repeat_interleave(height * width, 0)
+    stretch = section.real("scale_x_y", 1)
+    if stretch <= 0:
+        raise ValueError(f"option scale_x_y={stretch} is not positive")
+    return grid, cell, size, torch.full((len(grid), 1), stretch)
 
 
 def _rows(map_: Tensor, columns: int) -> Tensor:
@@ -356,27 +304,3 @@ def _rows(map_: Tensor, columns: int) -> Tensor:
 
 def _at(features: Features, proposals: list[Proposals]) -> Tensor:
     return torch.cat([rows[chosen.index] for rows, chosen in zip(features.rows, proposals, strict=True)])
-
-
-def _confidence(rows: Tensor) -> Tensor:
-    return rows[:, 4:5].sigmoid() * rows[:, 5:].sigmoid()
-
-
-def _max_pool(values: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """Darknet gives the total padding, the larger half right and below; it never wins a maximum."""
-    near, far = padding // 2, padding - padding // 2
-    return F.max_pool2d(F.pad(values, (near, far, near, far), value=-torch.inf), size, stride)
-
-
-def _add(*values: Tensor) -> Tensor:
-    if len({value.shape for value in values}) > 1:  # torch would repeat a single channel
-        raise ValueError(f"outputs of the shapes {[tuple(value.shape[1:]) for value in values]} cannot be added")
-    return sum(values[1:], values[0])
-
-
-def _concatenate(*values: Tensor) -> Tensor:
-    return torch.cat(values, 1)
-
-
-def _same(values: Tensor) -> Tensor:
-    return values
