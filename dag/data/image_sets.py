@@ -69,7 +69,7 @@ def read_image_set(
     Raises
     ------
     ValueError
-        If the size or the digest differs, or an id appears twice.
+        If the size or the digest differs, an id appears twice, or a list cannot be read (`read_ids`).
     """
     images, lists = [], []
     for part in parts:
@@ -89,8 +89,8 @@ def check_ids(ids: list[str], size: int, sha256: str | None = None, *, name: str
     Raises
     ------
     ValueError
-        If their number is not `size` or their `digest` not `sha256`; the sentence says which set
-        (`name`) and from which files (`where`).
+        If their number is not `size` or their `digest` is not `sha256`.  The message names the set (`name`) and the
+        files (`where`).
     """
     cure = "unpack the data again and delete derived lists, or correct image_sets"
     if len(ids) != size:
@@ -104,12 +104,12 @@ def _set(name: str) -> str:
 
 
 def shard_of(images: list[tuple[Path, str]], shard: str, shard_size: int) -> list[tuple[Path, str]]:
-    """The consecutive slice of an image set that a shard, named by its number, covers."""
+    """Images of a shard: the slice of `shard_size` images whose number is the shard's name."""
     return images[int(shard) * shard_size :][:shard_size]
 
 
 def without_shards(images: list[tuple[Path, str]], shards: Iterable[str], shard_size: int) -> list[tuple[Path, str]]:
-    """The images of an image set that are in none of these shards."""
+    """Images of an image set that are in none of the given shards."""
     out = {image for shard in shards for image in shard_of(images, shard, shard_size)}
     return [image for image in images if image not in out]
 
@@ -122,25 +122,25 @@ def select(
     without_2007: Iterable[str] = (),
     name: str = "",
 ) -> list[str]:
-    """The ids that are left of a list, in its order, each once.
+    """Ids of a list without those of other lists, in order, duplicates removed.
 
     Parameters
     ----------
     ids : iterable of str
         Ids to select from.
     within : iterable of str, optional
-        Ids among which all that are left must be.
+        Ids that must contain all selected ids.
     without : iterable of str
         Ids to leave out.
     without_2007 : iterable of str
-        Ids of VOC2007, xxxxxx, to leave out under the name that later years gave them, 2007_xxxxxx.
+        Ids of VOC2007, such as 000032, to leave out under their later names, such as 2007_000032.
     name : str
         Name of the image set, for messages.
 
     Raises
     ------
     ValueError
-        If an id is not in `within`, or none is left.
+        If a selected id is not in `within`, or no id is selected.
     """
     out = {*without, *(f"2007_{image_id}" for image_id in without_2007)}
     left = [image_id for image_id in dict.fromkeys(ids) if image_id not in out]
@@ -148,7 +148,7 @@ def select(
     if strange:
         raise ValueError(
             f"{_set(name)}: {len(strange)} of its ids, the first is {strange[0]}, are not in the list that must "
-            "hold them all; unpack the data again"
+            "contain them; unpack the data again"
         )
     if not left:
         raise ValueError(f"{_set(name)}: no image is left; unpack the data again")
@@ -156,11 +156,11 @@ def select(
 
 
 def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[list[str], list[str]]:
-    """Images that detectors trained on 07+12 trainval have not seen: some with all kinds of truth, some with boxes.
+    """Images that detectors trained on 07+12 trainval have not seen.
 
-    VOC2012 shows images of VOC2007 again, xxxxxx under the id 2007_xxxxxx.  Those of its segmentation
+    VOC2012 contains images of VOC2007 under other ids (000032 is 2007_000032).  Those of its segmentation
     validation list that were test images in 2007 are in `Main/trainval` of neither year and not in
-    `Segmentation/train`, and have label maps and boxes.
+    `Segmentation/train`; they have label maps and boxes.  The other images, test images of VOC2007, have boxes.
 
     Parameters
     ----------
@@ -169,12 +169,12 @@ def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[l
     test : iterable of str
         Ids of VOC2007 `Main/test`.
     every : int
-        Step through the test images that are left.
+        Take every so many of the other test images.
 
     Returns
     -------
     both, only_2007 : list of str
-        Ids of VOC2012 (104 of the real lists), and ids of VOC2007 of other images (48).
+        Ids of VOC2012 (104 with the published lists), and ids of other images of VOC2007 (48).
 
     Raises
     ------
@@ -190,7 +190,7 @@ def sample(val: Iterable[str], test: Iterable[str], every: int = 101) -> tuple[l
 
 
 def chosen(images: list[tuple[Path, str]], which: int | list[str]) -> list[tuple[Path, str]]:
-    """Some images of an image set: that many, evenly spaced, or those with the given ids.
+    """Some images of an image set: a number of evenly spaced ones, or those with the given ids.
 
     Raises
     ------

@@ -1,13 +1,13 @@
 """The procedural miniature of VOC: small images that networks learn in seconds.
 
-Six VOC classes keep their names and ids, so every reader of VOC reads the result.  A class is a
-shape and a texture, redundant cues.  Contrast is deliberately low: with texture amplitudes of
-22..40 grey levels the attack needs 84 iterations and p = 1.7e-2 (perceptibility) where 6..14 need
-18 and 4.1e-3, near the paper's 2.6e-3 (FCN-Alex of the miniature, 24 images of a prototype).  All
-noise is grey: coloured noise gives objects away by their even hue (FCN-Alex scores an mIoU of 90
-instead of 80 on 40 images, and its perturbations of 16 grow by a sixth).
+Six VOC classes keep their names and ids, so the readers of VOC can read the result.  A class has a
+shape and a texture, and either is enough to recognise it.  Contrast is low on purpose: with texture
+amplitudes of 22..40 grey levels the attack needs 84 iterations and a perceptibility of 1.7e-2; with
+6..14 it needs 18 iterations and 4.1e-3, near the paper's 2.6e-3 (FCN-Alex of the miniature, 24 images
+of a prototype).  All noise is grey: with coloured noise, objects stand out by their uniform hue
+(the mIoU of FCN-Alex rises from 80 to 90 on 40 images, and its perturbations of 16 images grow by a sixth).
 
-Every image depends on (seed, image id) only, never on the lists or the order it is made in.
+An image depends on (seed, image id) only, not on the lists or on the order in which images are made.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ LABELS = tuple(CLASSES.index(name) for name in _APPEARANCE)
 
 _SCALE = (26, 58)  # square root of the box area, pixels
 _PERIOD = (7, 8)  # of the class textures, pixels
-_FOREIGN_PERIODS = (3.2, 14, 22)  # of the distractors: no class has them
+_FOREIGN_PERIODS = (3.2, 14, 22)  # of the distractors; classes have others
 _AMPLITUDE = (6, 14)  # of all textures, grey levels
-_MIN_PIXELS = 80  # instances with less in sight become void
+_MIN_PIXELS = 80  # instances with fewer visible pixels become void
 
 
 def make_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
@@ -52,7 +52,7 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[t
     Parameters
     ----------
     rng : numpy.random.Generator
-        The only source of chance.
+        The only source of randomness.
 
     Returns
     -------
@@ -60,19 +60,19 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[t
     label_map : ndarray, uint8 (96, 128)
         VOC ids; 255 (void) on a rim two pixels wide around every instance.
     objects : list of (class id, (x_min, y_min, x_max, y_max))
-        Boxes around what is visible of each instance, 0-based, last pixel included.
+        Boxes of the visible part of each instance, 0-based, last pixel included.
     """
     count = rng.choice((1, 2, 3), p=(0.35, 0.45, 0.2))
     return _scene(rng, HEIGHT, WIDTH, rng.choice(LABELS, count))
 
 
 def make_objects(count: int, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The miniature's ImageNet: square images of a single object, to pretrain bodies on.
+    """The miniature's ImageNet: square images of single objects, on which bodies are pretrained.
 
     Parameters
     ----------
     count : int
-        Number of images; classes take turns.
+        Number of images; the classes alternate.
     size : int
         Height and width, pixels.
     seed : int
@@ -112,18 +112,18 @@ def make_voc(root: str | Path, lists: Mapping[str, Mapping[str, int] | Iterable[
     Parameters
     ----------
     root : path
-        Folder to make; must not exist or be empty.
+        Folder to make; it must be empty or not exist.
     lists : mapping
         Lists of `ImageSets` by name, e.g. `Main/07`, `Segmentation/original`.  Each is either
-        `{first: 201, count: 300}`, for the ids 000201 .. 000500, or the ids themselves.  An image
-        in several lists is made once and is the same in all.
+        `{first: 201, count: 300}`, for the ids 000201 .. 000500, or the ids themselves.  An image that is
+        in several lists is made once.
     seed : int
-        Another seed makes other images for the same ids.
+        The same ids have other images with another seed.
 
     Raises
     ------
     ValueError
-        If `root` has content or a list is empty or misnamed.
+        If `root` is not empty, or a list is empty or misnamed.
     """
     root = Path(root)
     if root.exists() and any(root.iterdir()):
@@ -159,7 +159,7 @@ def _ids(name: str, entry: Mapping[str, int] | Iterable[str]) -> list[str]:
 
 
 def _generator(*parts: int | str) -> np.random.Generator:
-    """Chance that depends on `parts` alone (Python's `hash` differs from process to process)."""
+    """Random generator seeded by `parts` alone (Python's `hash` differs from process to process)."""
     return np.random.default_rng(int(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest(), 16))
 
 
@@ -187,7 +187,7 @@ def _add(parent: ElementTree.Element, **children: int | str) -> None:
 
 
 def _scene(rng: np.random.Generator, height: int, width: int, labels: Iterable[int]) -> tuple:
-    """Background, distractors, then the objects of `labels`, later ones in front; as `make_image`."""
+    """Background, distractors, then the objects of `labels`, later ones in front; returns what `make_image` does."""
     picture = _background(rng, height, width)
     instances = np.zeros((height, width), np.uint8)  # 0 background, k + 1 the k-th object
     labels = list(labels)
@@ -218,7 +218,7 @@ def _scene(rng: np.random.Generator, height: int, width: int, labels: Iterable[i
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Clouds at three scales and half transparent distractors, float32 (H, W, 3)."""
+    """Clouds at three scales and half-transparent distractors, float32 (H, W, 3)."""
     picture = rng.uniform(90, 150, 3).astype(np.float32)
     picture = picture + sum(_clouds(rng, height, width, cell, sd) for cell, sd in ((32, 12), (8, 7), (3, 4)))
     for _ in range(rng.integers(2, 5)):
@@ -233,7 +233,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _place(rng: np.random.Generator, height: int, width: int, aspect: float, places: list) -> tuple | None:
-    """A window (left, top, right, bottom), right and bottom exclusive, that hides little of the others."""
+    """A window (left, top, right, bottom), right and bottom exclusive, that covers little of the others."""
     for _ in range(50):
         aspect_here = aspect * rng.uniform(0.8, 1.25)
         scale = rng.uniform(*_SCALE)
@@ -287,7 +287,7 @@ def _surface(rng: np.random.Generator, texture: str, height: int, width: int) ->
         radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)
         pattern = np.sin(2 * np.pi * radius / period + rng.uniform(0, 2 * np.pi))
     else:
-        # band-pass noise without a direction: waves of one period and all directions
+        # isotropic band-pass noise: waves of one period in all directions
         angles = rng.uniform(0, np.pi, 12)
         pattern = 12**-0.5 * sum(_stripes(rng, height, width, angle, period) for angle in angles)
     pattern = rng.uniform(*_AMPLITUDE) * pattern[..., None] + _clouds(rng, height, width, 32, 8)
@@ -315,7 +315,7 @@ def _grain(rng: np.random.Generator, height: int, width: int, sd: float) -> np.n
 
 
 def _rim(instances: np.ndarray) -> np.ndarray:
-    """Pixels that touch another instance or the background, bool (H, W): two pixels wide, one on either side."""
+    """Pixels that touch another instance or the background, bool (H, W): one pixel on either side of the edge."""
     rim = np.zeros(instances.shape, bool)
     for axis in (0, 1):
         first, second = np.swapaxes(instances, 0, axis)[:-1], np.swapaxes(instances, 0, axis)[1:]

@@ -51,7 +51,7 @@ FILES = {
     "detection": "Annotations/{}.xml",
 }
 
-# Pillow warns of images of more than 89 million pixels without their name: `_open` refuses them with it.
+# Pillow warns of images with more than 89 million pixels and does not name them; `_open` refuses them by name.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -66,7 +66,7 @@ class Objects:
     labels : ndarray, int64 (R,)
         VOC class ids, 1..20.
     difficult : ndarray, bool (R,)
-        Objects that VOC's evaluation neither rewards nor punishes.
+        Objects that VOC's evaluation ignores: neither their detection nor their absence counts.
     """
 
     boxes: np.ndarray
@@ -91,7 +91,7 @@ def colour_map() -> np.ndarray:
     """The colours of VOC's label maps, uint8 (256, 3) RGB.
 
     Bits 0, 1, 2 of a label are the highest bits of its red, green and blue, bits 3, 4, 5 the next
-    ones, and so on: neighbouring labels get distant colours.
+    ones, and so on, as in `VOClabelcolormap` of the VOC development kit.
     """
     labels = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
@@ -107,7 +107,6 @@ def path_of(kind: str, root: str | Path, image_id: str) -> Path:
     return Path(root, FILES[kind].format(image_id))
 
 
-@_of_one_image
 def check(images: Iterable[tuple[Path, str]], *kinds: str) -> None:
     """Read the size of every image and its ground truth, to find damaged files before a long job.
 
@@ -119,7 +118,7 @@ def check(images: Iterable[tuple[Path, str]], *kinds: str) -> None:
 
     Raises
     ------
-    ValueError
+    ImageError
         As `image_size`, `read_label_map` and `read_objects`.
     """
     readers = {"image": image_size, "segmentation": read_label_map, "detection": read_objects}
@@ -128,6 +127,7 @@ def check(images: Iterable[tuple[Path, str]], *kinds: str) -> None:
             readers[kind](root, image_id)
 
 
+@_of_one_image
 def read_image(root: str | Path, image_id: str) -> np.ndarray:
     """The image, float32 RGB (3, H, W) in [0, 255].
 
@@ -143,7 +143,7 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """An image file that is in no VOC folder, as `read_image` returns it."""
+    """An image file of any place, in the form of `read_image`."""
     with _open(Path(path)) as image:
         return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1), dtype=np.float32)
 
@@ -221,12 +221,12 @@ def read_sbd_label_map(path: str | Path) -> np.ndarray:
     ValueError
         If the file is missing or damaged, or does not hold such a label map.
     """
-    from scipy.io import loadmat  # here, because most who import this module never read SBD
+    from scipy.io import loadmat  # slow to import, and only SBD needs it
 
     try:
         with open(path, "rb") as file:
             labels = loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # scipy lets through what a damaged file provokes deep inside, of any type
+    except Exception as error:  # scipy raises errors of many types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a label map of SBD ({reason}); unpack the data again") from error
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
@@ -237,17 +237,17 @@ def read_sbd_label_map(path: str | Path) -> np.ndarray:
 
 
 def arrange_sbd(folder: str | Path, progress: Callable[[list], Iterable] = iter) -> None:
-    """Bring the unpacked folder `dataset` of SBD into the layout of a VOC year, in place.
+    """Convert the unpacked folder `dataset` of SBD to the layout of a VOC year, in place.
 
     `img/` becomes `JPEGImages/`, `cls/*.mat` become palette PNG files in `SegmentationClass/`, and
-    `train.txt` and `val.txt` go to `ImageSets/Segmentation/`.  What is not listed is dropped.
+    `train.txt` and `val.txt` go to `ImageSets/Segmentation/`.  Images that are in neither list are deleted.
 
     Parameters
     ----------
     folder : path
-        Holds img/, cls/, train.txt and val.txt.
+        Contains img/, cls/, train.txt and val.txt.
     progress : callable
-        Wraps the list of ids that are worked through.
+        Wraps the list of ids.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from dag.data import image_sets, voc
+from dag.data.image_sets import ImageError
 
 # A file that was changed less than this before it was read may change again without another time stamp.
 UNSETTLED = 2 * 10**9  # nanoseconds
@@ -39,7 +40,7 @@ def digests(images: Iterable[tuple[Path, str]], *kinds: str) -> dict[str, str]:
 
     Raises
     ------
-    ValueError
+    ImageError
         If a file cannot be read.
     """
     return {kind: _of_files(tuple(_paths(images, kind))) for kind in kinds}
@@ -166,8 +167,10 @@ def _sha256(path: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file; check the image id or unpack the data again") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); unpack the data again") from error
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); unpack the data again") from error
 
 
 def _state(path: str) -> tuple[int, int, int] | None:

@@ -436,8 +436,14 @@ def test_sbd_that_is_not_whole(tmp_path, replace, message):
 def test_a_check_names_the_damaged_file(root, kind, name):
     voc.check([(root, "a")], "image", "segmentation", "detection")
     voc.path_of(kind, root, "a").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=name + ": .*damaged"):
+    with pytest.raises(image_sets.ImageError, match=name + ": .*damaged"):
         voc.check([(root, "a")], kind)
+
+
+@pytest.mark.parametrize("read", [voc.read_image, voc.image_size, voc.read_label_map, voc.read_objects])
+def test_readers_say_that_one_image_is_to_blame(root, read):
+    with pytest.raises(image_sets.ImageError, match="no such"):
+        read(root, "b")
 
 
 @pytest.mark.shared

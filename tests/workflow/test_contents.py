@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dag.data.image_sets import ImageError
 from dag.workflow import contents
 from dag.workflow.contents import Contents
 
@@ -62,7 +63,7 @@ def test_a_digest_is_that_of_the_lines_of_sha256sum(root):
 
 def test_an_absent_file_is_named_by_the_job(root):
     (root / "Annotations" / "c.xml").unlink()
-    with pytest.raises(ValueError, match=r"Annotations/c.xml: cannot be read \(No such file"):
+    with pytest.raises(ImageError, match="Annotations/c.xml: no such file; check the image id"):
         contents.digests([(root, image_id) for image_id in IDS], "detection")
 
 

@@ -436,6 +436,24 @@ def test_another_seed_of_the_images_plans_all_that_sees_them(workflow, run):
 
 
 @pytest.mark.slow
+def test_images_that_were_made_in_a_run_are_known_to_the_next_also_on_a_cluster(workflow, tmp_path):
+    """Snakemake evaluates the parameters of a job again before it runs here, and not before a cluster runs it."""
+    table, overlay = "results/tiny/tables/other.csv", tmp_path / "tiny.yaml"
+    overlay.write_text(yaml.safe_dump(TINY))
+    code = (
+        "import sys, snakemake.jobs; snakemake.jobs.Job.reset_params_and_resources = lambda self: None; "
+        "from snakemake.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, table, "--snakefile", workflow / "Snakefile", "--cores", "2"]
+    command += ["--workflow-profile", workflow / "profiles" / "default", "--configfile", overlay]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["OMP_NUM_THREADS"] = "1"
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    code, text = snakemake(workflow, tmp_path, "--dry-run", table, overlay=str(overlay))
+    assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
 def test_damaged_scores_are_made_again_as_their_message_says(workflow, run):
     path, table = run / "results/tiny/scores/small.json", "results/tiny/tables/small.csv"
     path.write_bytes(path.read_bytes()[:100])
