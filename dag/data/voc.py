@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -107,24 +107,31 @@ def path_of(kind: str, root: str | Path, image_id: str) -> Path:
     return Path(root, FILES[kind].format(image_id))
 
 
-def check(images: Iterable[tuple[Path, str]], *kinds: str) -> None:
-    """Read the size of every image and its ground truth, to find damaged files before a long job.
+def check(images: Iterable[tuple[Path, str]], task: str, known: Collection[int]) -> None:
+    """Read the size of every image and its ground truth, to find what cannot be used before a long job.
 
     Parameters
     ----------
     images : iterable of (root, image id)
-    kinds : str
-        Keys of `FILES`.
+    task : str
+        "segmentation" or "detection".
+    known : collection of int
+        VOC ids of the classes that a network knows.
 
     Raises
     ------
     ImageError
-        As `image_size`, `read_label_map` and `read_objects`.
+        As `image_size`, `read_label_map` and `read_objects`; also if an image shows a class that is not known.
     """
-    readers = {"image": image_size, "segmentation": read_label_map, "detection": read_objects}
     for root, image_id in images:
-        for kind in kinds:
-            readers[kind](root, image_id)
+        image_size(root, image_id)
+        shown = read_label_map(root, image_id) if task == "segmentation" else read_objects(root, image_id).labels
+        unknown = set(np.unique(shown).tolist()) - {*known, VOID}
+        if unknown:
+            raise ImageError(
+                f"{path_of(task, root, image_id)}: shows {' and '.join(CLASSES[label] for label in sorted(unknown))}, "
+                "which the network does not know; choose another network, or an image set without that"
+            )
 
 
 @_of_one_image

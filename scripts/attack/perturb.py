@@ -15,14 +15,15 @@ params, source = snakemake.params, snakemake.wildcards.source
 network, settings = params.network, params.settings
 kinds = ("image", network["task"])
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code, kinds)
-voc.check(images, *kinds)  # a damaged file stops the job before the first image is attacked
+built = build(network["architecture"], network["arguments"], network["files"], task=network["task"])
+voc.check(images, network["task"], built.labels)  # before the first image is attacked
 pixels = None
 if plan.counts_pixels(settings):
     everything = params.image_set["parts"], params.image_set["size"], params.image_set["sha256"]
     pixels = voc.count_pixels(image_sets.read_image_set(*everything, name=params.image_set["name"]))
     header["pixels"] = pixels
 perturb.perturb(
-    build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
+    built,
     images,
     Path(snakemake.output[0]),
     settings=settings,

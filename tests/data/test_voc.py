@@ -434,10 +434,26 @@ def test_sbd_that_is_not_whole(tmp_path, replace, message):
 
 @pytest.mark.parametrize(("kind", "name"), [("image", "a.jpg"), ("segmentation", "a.png"), ("detection", "a.xml")])
 def test_a_check_names_the_damaged_file(root, kind, name):
-    voc.check([(root, "a")], "image", "segmentation", "detection")
+    tasks = ["segmentation", "detection"] if kind == "image" else [kind]
+    for task in tasks:
+        voc.check([(root, "a")], task, range(21))
     voc.path_of(kind, root, "a").write_bytes(b"damaged")
-    with pytest.raises(image_sets.ImageError, match=name + ": .*damaged"):
-        voc.check([(root, "a")], kind)
+    for task in tasks:
+        with pytest.raises(image_sets.ImageError, match=name + ": .*damaged"):
+            voc.check([(root, "a")], task, range(21))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_check_names_the_class_that_a_network_does_not_know(root, task):
+    read = voc.read_label_map if task == "segmentation" else voc.read_objects
+    shown = read(root, "a")
+    labels = set(np.unique(getattr(shown, "labels", shown)).tolist()) - {0, voc.VOID}
+    voc.check([(root, "a")], task, {0, *labels})
+    for label in labels:
+        with pytest.raises(
+            image_sets.ImageError, match=rf"/a\.\w+: shows {voc.CLASSES[label]}, which the network does not"
+        ):
+            voc.check([(root, "a")], task, {0, *labels} - {label})
 
 
 @pytest.mark.parametrize("read", [voc.read_image, voc.image_size, voc.read_label_map, voc.read_objects])

@@ -203,13 +203,24 @@ def small_mask(root, folder):
     return slow(folder, 0), "000001.png: label map is 64 x 48 and its image 128 x 96; use matching files"
 
 
+def other_class(root, folder):
+    """In the last image, and found before the first is attacked."""
+    path = root / "SegmentationClass/000003.png"
+    with Image.open(path) as mask:
+        mask.putpixel((5, 5), 20)
+        mask.save(path)
+    return slow(folder, 0), "000003.png: shows tvmonitor, which the network does not know; choose another network"
+
+
 def detector() -> dict:
     arguments = {"body": "alex", "labels": FCN["labels"], "width": 16}
     return {"architecture": "dag.networks.mini.faster_rcnn:faster_rcnn", "arguments": arguments, "task": "detection"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [half_downloaded, nan_weights, no_image, unknown_class, box_outside, small_mask])
+@pytest.mark.parametrize(
+    "fault", [half_downloaded, nan_weights, no_image, unknown_class, box_outside, small_mask, other_class]
+)
 def test_a_fault_is_one_sentence_in_the_log(fault, root, tmp_path):
     network, sentence = fault(root, tmp_path)
     settings = ATTACK | {"nms": 0.9, "limit": 200, "overlap": 0.1, "confidence": 0.1}
@@ -217,7 +228,7 @@ def test_a_fault_is_one_sentence_in_the_log(fault, root, tmp_path):
     assert script.ended() == 1
     error, *rest = [line for line in script.text().splitlines() if line != "seen"]
     assert rest == ([plan.OF_ONE_IMAGE] if fault not in (half_downloaded, nan_weights) else [])
-    assert error.startswith("Error: ") and re.search(sentence, error)
+    assert error.startswith("Error: ") and re.search(sentence, error) and "seen" not in script.text()
     assert not (tmp_path / "0000.h5").exists()
 
 
