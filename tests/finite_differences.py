@@ -1,8 +1,9 @@
 """Gradients against central differences in float64, with a tolerance that follows from the step and the magnitudes.
 
-D(h) = (f(x + h d) - f(x - h d)) / 2h differs from the derivative by truncation and by rounding.  Truncation, of order h^2
-where f is smooth, and what rectifiers add that switch within the step, is estimated by |D(2h) - D(h)|, times 3 since for a
-rectifier it can be too small.  A sum of terms t is rounded to n eps sum|t|; two of them over 2h make n eps sum|t| / h.
+D(h) = (f(x + h d) - f(x - h d)) / 2h differs from the derivative by truncation and by rounding.  Truncation, of order
+h^2 where f is smooth, and what rectifiers add that switch within the step, is estimated by |D(2h) - D(h)|, times 3
+since for a rectifier it can be too small.  A sum of terms t is rounded to n eps sum|t|; two of them over 2h make
+n eps sum|t| / h.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Roundings that a term carries: those of its layers have random signs and grow with the root of their number, some 1000.
+# Roundings that a term carries: those of its layers have random signs and grow with the root of their number.
 ROUNDINGS = 30
 EPSILON = torch.finfo(torch.float64).eps
 # A tolerance above this share of the derivative could not tell a wrong gradient from a right one.
