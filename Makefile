@@ -1,5 +1,5 @@
 # Everything that a checkout needs: the environment, the workflow, the checks.
-# Needs Python >= 3.11 and make; the first run fetches the packages into .venv, about 6 GB with CUDA.
+# Needs Python >= 3.11 and make; the first run fetches the packages into .venv, about 6 GB with CUDA, 0.4 GB for a dry run.
 
 PYTHON ?= python3
 CORES ?= all
@@ -9,14 +9,17 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/requirements.stamp
+# what a dry run needs: a twentieth of it
+PLANNING := $(VENV)/planning.stamp
 RULES := Snakefile rules
 
+.DELETE_ON_ERROR:
 .PHONY: help all test smoke slurm-test lint format report lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-all: $(READY)  ## run the workflow: the default experiment, offline, minutes
+all: $(if $(filter -n -np --dry-run --dryrun,$(ARGS)),$(PLANNING),$(READY))  ## run the workflow: the default experiment, offline, minutes
 	$(BIN)/snakemake --cores $(CORES) --workflow-profile profiles/default all $(ARGS)
 
 test: lint  ## all checks and tests
@@ -52,7 +55,7 @@ clean:  ## delete results and logs, keep downloads and the environment
 	rm -rf results logs
 
 # The lock pins uv too: pip installs that one entry, and uv everything else, 4 times as fast as pip.
-$(READY): requirements.lock
+$(VENV)/uv.lock: requirements.lock
 	@test -x $(BIN)/python || command -v $(PYTHON) > /dev/null || { \
 		echo "There is no $(PYTHON) here: install Python >= 3.11 or name one, make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -62,5 +65,13 @@ $(READY): requirements.lock
 		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement $(VENV)/uv.lock
+
+$(READY): $(VENV)/uv.lock
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+	@touch $@ $(PLANNING)
+
+$(PLANNING): $(VENV)/uv.lock
+	sed '/^\(nvidia\|cuda\|triton\|torch\|scipy\|matplotlib\|seaborn\|opencv\|ai-edge\|sympy\|h5py\)/,/[^\\]$$/d' requirements.lock \
+		> $(VENV)/planning.lock
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(VENV)/planning.lock
 	@touch $@

@@ -8,6 +8,9 @@ from pathlib import Path
 # The checkout; `workflow.basedir` is that of the importer where this is a module.
 HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 
+if not (HERE / "dag").is_dir():
+    raise WorkflowError(f"there is no package dag in {HERE}: clone the workflow and give the path of its Snakefile")
+
 # The rules and the scripts of the jobs import the package from the checkout.
 sys.path.insert(0, str(HERE))
 shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$PYTHONPATH}}"; ')

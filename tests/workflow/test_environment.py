@@ -117,6 +117,31 @@ def test_version_is_one():
     assert project["requires-python"] == ">=3.11"
 
 
+def test_a_dry_run_needs_nothing_of_what_make_leaves_out(tmp_path):
+    """`make all ARGS=-n` installs the lock without these packages; here they cannot be imported."""
+    makefile = (ROOT / "Makefile").read_text()
+    left_out = re.search(r"sed '/\^\\\((.*?)\\\)/", makefile)[1].split("\\|")
+    assert {"torch", "nvidia"} < set(left_out)
+    code = f"""
+import sys
+from snakemake.cli import main
+
+class Left:
+    def find_spec(self, name, *_):
+        if name.replace("cv2", "opencv").startswith({tuple(left_out)}):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Left())
+main(["-s", r"{ROOT}/Snakefile", "-n", "--quiet", "all", "--workflow-profile", r"{ROOT}/profiles/default", "--", "all"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for arguments, stamp in (("--dry-run", "planning"), ("-n", "planning"), ("", "requirements")):
+        command = ["make", "-n", "all", f"ARGS={arguments}", f"VENV={tmp_path}/venv", "-f", ROOT / "Makefile"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"touch {tmp_path}/venv/{stamp}.stamp" in said
+
+
 # No address of a package registry: everybody's own configuration names it.  In pieces, so that this file may stay.
 REGISTRY_HOSTS = [".".join(parts) for parts in [("pypi", "org"), ("pythonhosted", "org"), ("anaconda", "org")]]
 REGISTRY_OPTIONS = ["--" + option for option in ("index-url", "extra-index-url", "find-links", "trusted-host")]

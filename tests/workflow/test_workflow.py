@@ -28,39 +28,8 @@ from dag.workflow import digests, plan, store
 ROOT = Path(__file__).parents[2]
 SUM = "mini-fcn-alex+mini-fr-zf-07"
 
-TINY = {
-    "experiment": "tiny",
-    "shard_size": 2,
-    "permutations": 1,
-    "pixels": ["float"],
-    "bootstrap": 10,
-    "mini": {
-        "train": {"lists": {name: {"count": 8} for name in ("Main/07", "Main/0712")} | {
-            f"Segmentation/{name}": {"first": 1, "count": 8} for name in ("original", "starred")
-        }},
-        "test": {"lists": {"Main/test": {"first": 1001, "count": 3}}},
-        "objects": {"count": 16},
-    },
-    "image_sets": {"mini-test": {"size": 3}},
-    "bodies": {name: {"iterations": 3} for name in ("mini-alex", "mini-zf")},
-    "networks": {
-        name: {"training": {"iterations": 3}} for name in ("mini-fcn-alex", "mini-fcn-alex-star", "mini-fr-zf-07")
-    },
-    "attacks": {"segmentation": {"iterations": 2}, "detection": {"iterations": 2, "limit": 50, "confidence": 0}},
-    "targets": ["small", "other"],
-    "tables": {
-        "small": {
-            "title": "Small", "description": "", "layout": "transfer", "image_set": "mini-test",
-            "perturbations": ["none", "mini-fcn-alex", SUM, SUM + ".permuted"],
-            "victims": ["mini-fcn-alex", "mini-fr-zf-07"],
-        },
-        # shares a cell with the first, and has one of its own
-        "other": {
-            "title": "Other", "description": "", "layout": "transfer", "image_set": "mini-test",
-            "perturbations": ["none", SUM, "mini-fr-zf-07"], "victims": ["mini-fr-zf-07"],
-        },
-    },
-}  # fmt: skip
+# Two tables: the second shares a cell with the first, and has one of its own.
+TINY = yaml.safe_load((ROOT / ".test" / "config.yaml").read_text())
 
 
 def snakemake(workflow: Path, folder: Path, *arguments: str, overlay: dict | str | None = None, cores: int = 2):
@@ -295,25 +264,22 @@ def test_a_run_makes_its_tables_and_keeps_no_sums(finished):
     assert sum(counted) == 5, lines
 
 
-IMPORTER = """
+# The example of config/README.md behind a rule of one's own.
+(MODULE,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "config" / "README.md").read_text(), re.M | re.S)
+MINE = """
 rule mine:
     input: "adversarial/results/tiny/tables/small.csv"
     output: "mine.csv"
-    shell: "cp {{input}} {{output}}"
+    shell: "cp {input} {output}"
 
-module dag:
-    snakefile: "{workflow}/Snakefile"
-    config: {overlay}
-    prefix: "adversarial"
-
-use rule * from dag as dag_*
 """
 
 
 def imported(workflow: Path, folder: Path, *arguments: str) -> tuple[int, str]:
     """Run a workflow that has this one for a module."""
     folder.mkdir(exist_ok=True)
-    (folder / "Snakefile").write_text(IMPORTER.format(workflow=workflow, overlay=TINY))
+    module = MODULE.replace('"dag/Snakefile"', f'"{workflow}/Snakefile"').replace('{"experiment": "mine"}', repr(TINY))
+    (folder / "Snakefile").write_text(MINE + module)
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
