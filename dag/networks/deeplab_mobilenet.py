@@ -1,4 +1,4 @@
-"""DeepLabv3 on MobileNetV2, imported from a quantised TFLite file.
+"""Segmentation networks such as DeepLabv3 on MobileNetV2, imported from a uint8 or float32 TFLite file.
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017; Sandler et
 al., "MobileNetV2", CVPR 2018.  The graph of the file is followed step by step with dequantised
@@ -9,8 +9,8 @@ of the pixels and not on all (tests/networks/test_deeplab_mobilenet.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+import copy
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,83 +18,137 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dag.networks import tflite
+from dag.networks import tflite_operators as operators
 from dag.networks.interface import Segmenter
 
-_ACTIVATIONS = {"NONE": nn.Identity, "RELU": partial(nn.ReLU, inplace=True), "RELU6": partial(nn.ReLU6, inplace=True)}
+# What may follow the scores: none of it changes which one is the largest.
+_LAST = ("DEQUANTIZE", "QUANTIZE", "ARG_MAX", "SOFTMAX")
 
 
-def deeplab_mobilenet(tflite: Path, labels: Iterable[int] = range(21)) -> Segmenter:
-    """DeepLabv3-MobileNetV2 with the graph and the weights of a TFLite file.
+def deeplab_mobilenet(
+    tflite: Path,
+    labels: Iterable[int] = range(21),
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> Segmenter:
+    """A segmentation network with the graph and the weights of a TFLite file.
 
     Parameters
     ----------
     tflite : Path
-        One float input image, operators of a convolutional network, and at the end bilinear
-        upsampling with aligned corners and ARG_MAX.
+        One input image, operators of a convolutional network, bilinear upsampling of the scores to the size of the
+        input (or none, if they have it), and at the end SOFTMAX over the classes, ARG_MAX, both or neither.
     labels : iterable of int
         VOC class ids of the score columns.
+    mean, std : float or three floats, optional
+        The network is shown (image - mean) / std, image in 0..255: 127.5 and 127.5 for an input in -1..1.  A graph
+        with a float32 input does not say them, so they are required; a quantised input has them in the file, and they
+        are refused.
 
     Raises
     ------
     ValueError
         If the file cannot be read or has an operator that is not known here.
     """
-    return _DeepLab(Path(tflite), tuple(labels))
+    return _DeepLab(Path(tflite), tuple(labels), mean, std)
 
 
 class _DeepLab(Segmenter):
-    """The image is fitted into the square frame of the graph and padded right and below.
+    """The image is fitted into the frame of the graph and padded right and below.
 
-    Padding is grey 128 = real 0, as the network was trained.  Everything after the body is linear
-    and separable, and is applied as one matrix per axis: upsampling inside the graph, cropping of
-    the padding, resizing back to the image.
+    Padding is real 0, as the network was trained: grey 128 in a uint8 graph, `mean` in a float32 one.  Everything
+    after the body is linear and separable, and is applied as one matrix per axis: upsampling inside the graph,
+    cropping of the padding, resizing back to the image.
     """
 
     # Depthwise convolutions: an iteration of the attack takes 0.72 to 0.84 of the time (one core).
     channels_last = True
 
-    def __init__(self, path: Path, labels: tuple[int, ...]):
+    def __init__(self, path: Path, labels: tuple[int, ...], mean, std):
         super().__init__()
         self.labels = labels
         graph = tflite.read_graph(path)
         try:
-            self._import(graph)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; give a DeepLabv3-MobileNetV2 file") from error
+            self._import(graph, mean, std)
+        except KeyError as error:
+            raise ValueError(f"{path}: an operator lacks its option {error}; download the file again") from error
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
-    def _import(self, graph: tflite.Graph) -> None:
-        operators = list(graph.operators)
-        if not operators or operators.pop().kind != "ARG_MAX":
-            raise ValueError("the graph does not end in ARG_MAX")
-        self.growth = []  # heights and widths that the low-resolution scores are resized to in turn
-        while operators and operators[-1].kind == "RESIZE_BILINEAR":
-            _aligned(operators[-1])
-            self.growth.insert(0, graph.tensors[operators.pop().outputs[0]].shape[1:3])
+    def _import(self, graph: tflite.Graph, mean, std) -> None:
+        if len(graph.inputs) != 1:
+            raise ValueError(f"the graph has {len(graph.inputs)} inputs instead of one image")
         image = graph.tensors[graph.inputs[0]]
         self.frame = image.shape[1:3]
-        if not operators or not self.growth or self.growth[-1] != self.frame:
-            raise ValueError(f"the scores are not resized to the size of the input {self.frame} at the end")
-        self.scale, self.zero_point = image.scale, image.zero_point
-        columns = graph.tensors[operators[-1].outputs[0]].shape[3]
-        if columns != len(self.labels):
-            raise ValueError(f"{columns} score columns do not fit {len(self.labels)} labels")
-
-        self.image, self.scores = graph.inputs[0], operators[-1].outputs[0]
+        self._normalise(image, mean, std)
+        steps = list(graph.operators)
+        while steps and steps[-1].kind in _LAST:
+            _check_last(steps.pop(), graph.tensors)
+        self.growth = []  # (height, width) that the low-resolution scores are resized to in turn, aligned corners
+        while steps and steps[-1].kind == "RESIZE_BILINEAR":
+            resize = steps.pop()
+            self.growth.insert(0, (graph.tensors[resize.outputs[0]].shape[1:3], operators.aligned(resize)))
+        if not steps:
+            raise ValueError("the graph has no operators before its scores are resized")
+        self.image, self.scores = graph.inputs[0], steps[-1].outputs[0]
+        scores = graph.tensors[self.scores]
+        last = self.growth[-1][0] if self.growth else scores.shape[1:3]
+        if last != self.frame:
+            raise ValueError(f"the scores have {last} pixels at the end and not those of the input, {self.frame}")
+        if scores.shape[3] != len(self.labels):
+            raise ValueError(f"{scores.shape[3]} score columns do not fit {len(self.labels)} labels")
         self.convolutions = nn.ModuleList()
         self.steps = []  # (function, numbers of the input tensors, number of the output tensor)
-        for operator in operators:
-            function = _function(operator, graph.tensors)
+        # Shapes are compared with those of the file on the meta device, where nothing is computed.
+        tensors = list(graph.tensors)
+        shapes = {self.image: torch.empty(1, 3, *self.frame, device="meta")}
+        for step in steps:
+            output = step.outputs[0]
+            if step.kind == "DEQUANTIZE" and tensors[step.inputs[0]].stored is not None:  # weights of 16 bits
+                tensors[output] = tensors[step.inputs[0]]
+                continue
+            function = operators.function(step, tensors)
             if isinstance(function, nn.Module):
                 self.convolutions.append(function)
-            inputs = tuple(number for number in operator.inputs if graph.tensors[number].stored is None)
-            self.steps.append((function, inputs, operator.outputs[0]))
+            inputs = tuple(number for number in step.inputs if number >= 0 and tensors[number].stored is None)
+            self.steps.append((function, inputs, output))
+            blank = copy.deepcopy(function).to("meta") if isinstance(function, nn.Module) else function
+            shapes[output] = blank(*(shapes[number] for number in inputs))
+            batch, channels, height, width = shapes[output].shape
+            if tensors[output].shape != (batch, height, width, channels):
+                raise ValueError(
+                    f"{step.kind} at tensor {tensors[output].name!r} gives {(batch, height, width, channels)}, "
+                    f"and the file says {tensors[output].shape}"
+                )
+
+    def _normalise(self, image: tflite.Tensor, mean, std) -> None:
+        if image.shape[3:] != (3,) or image.shape[:1] != (1,):
+            raise ValueError(f"the input has the shape {image.shape} and not (1, height, width, 3)")
+        if image.dtype == "<f4":
+            if mean is None or std is None:
+                raise ValueError(
+                    "its input is float32; give `mean` and `std` in the arguments of the network, 127.5 and 127.5 if "
+                    "it wants images in -1..1"
+                )
+            mean, scale = torch.tensor(mean).float(), 1 / torch.tensor(std).float()
+            good = mean.isfinite().all() and scale.isfinite().all() and (scale > 0).all()
+            if mean.numel() not in (1, 3) or scale.numel() not in (1, 3) or not good:
+                raise ValueError("`mean` and `std` must be one number or three, and `std` positive")
+        elif image.dtype != "u1":
+            raise ValueError(f"its input has the type {image.dtype}; only uint8 and float32 are supported")
+        elif mean is not None or std is not None:
+            raise ValueError("its uint8 input has its own scale; leave out `mean` and `std`")
+        else:
+            mean, scale = torch.tensor(float(image.zero_point)), torch.tensor(image.scale)
+        self.register_buffer("mean", mean.reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.reshape(-1, 1, 1), persistent=False)
 
     def body(self, images: Tensor) -> Tensor:
-        """Scores (B, 21, 33, 33) of the whole frame of 513 x 513, padding included."""
+        """Low-resolution scores (B, C, h, w) of the whole frame, padding included."""
         height, width = self._fitted(images.shape[-2:])
         if (height, width) != images.shape[-2:]:
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False)
-        images = (images - self.zero_point) * self.scale
+        images = (images - self.mean) * self.scale
         values = {self.image: F.pad(images, (0, self.frame[1] - width, 0, self.frame[0] - height))}
         for function, inputs, output in self.steps:
             values[output] = function(*(values[number] for number in inputs))
@@ -112,72 +166,17 @@ class _DeepLab(Segmenter):
     def _growth(self, scores: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
         """Matrix (size[axis], low resolution) that maps scores to the image along one axis."""
         matrix = torch.eye(scores.shape[2 + axis], dtype=scores.dtype, device=scores.device)[None]
-        for grown in self.growth:
-            matrix = F.interpolate(matrix, grown[axis], mode="linear", align_corners=True)
+        for grown, aligned in self.growth:
+            matrix = F.interpolate(matrix, grown[axis], mode="linear", align_corners=aligned)
         matrix = matrix[..., : self._fitted(size)[axis]]
         return F.interpolate(matrix, size[axis], mode="linear", align_corners=False)[0].T
 
 
-def _function(operator: tflite.Operator, tensors: tuple[tflite.Tensor, ...]) -> Callable[..., Tensor]:
-    options = operator.options
-    output = tensors[operator.outputs[0]]
-    if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        return _convolution(operator, tensors)
-    if options.get("activation", "NONE") != "NONE":
-        raise ValueError(f"{operator.kind} with activation {options['activation']} is not supported")
-    if operator.kind == "ADD":
-        return torch.add
-    if operator.kind == "CONCATENATION" and options["axis"] in (3, -1):
-        return _concatenate
-    if operator.kind == "AVERAGE_POOL_2D" and options["padding"] == "VALID":
-        window = (options["filter_h"], options["filter_w"])
-        return partial(F.avg_pool2d, kernel_size=window, stride=(options["stride_h"], options["stride_w"]))
-    if operator.kind == "RESIZE_BILINEAR":
-        _aligned(operator)
-        return partial(F.interpolate, size=output.shape[1:3], mode="bilinear", align_corners=True)
-    if operator.kind == "QUANTIZE":  # another scale for the same real values
-        return _same
-    raise ValueError(f"{operator.kind} at tensor {output.name!r} is not supported")
-
-
-def _convolution(operator: tflite.Operator, tensors: tuple[tflite.Tensor, ...]) -> nn.Module:
-    image, kernel, bias = (tensors[number] for number in operator.inputs)
-    options = operator.options
-    weight = torch.from_numpy(tflite.real_values(kernel))  # (out, height, width, in); depthwise (1, height, width, out)
-    groups = 1
-    if operator.kind == "DEPTHWISE_CONV_2D":
-        weight, groups = weight.permute(3, 1, 2, 0), image.shape[3]
-    weight = weight.permute(0, 3, 1, 2)
-    stride = (options["stride_h"], options["stride_w"])
-    dilation = (options["dilation_h"], options["dilation_w"])
-    padding = (0, 0)
-    if options["padding"] == "SAME":
-        padding = tuple(map(_same_padding, image.shape[1:3], weight.shape[2:], stride, dilation))
-    if options["activation"] not in _ACTIVATIONS:
-        raise ValueError(f"{operator.kind} with activation {options['activation']} is not supported")
-    convolution = nn.Conv2d(image.shape[3], weight.shape[0], weight.shape[2:], stride, padding, dilation, groups)
-    with torch.no_grad():
-        convolution.weight.copy_(weight)
-        convolution.bias.copy_(torch.from_numpy(tflite.real_values(bias)))
-    return nn.Sequential(convolution, _ACTIVATIONS[options["activation"]]())
-
-
-def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> int:
-    """Padding on either side so that the output has ceil(size / stride) rows or columns."""
-    total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
-    if total % 2:
-        raise ValueError(f"a convolution over {size} rows or columns needs {total} of padding, which is not symmetric")
-    return total // 2
-
-
-def _aligned(operator: tflite.Operator) -> None:
-    if not operator.options["align_corners"]:
-        raise ValueError("RESIZE_BILINEAR without aligned corners is not supported")
-
-
-def _concatenate(*values: Tensor) -> Tensor:
-    return torch.cat(values, 1)
-
-
-def _same(values: Tensor) -> Tensor:
-    return values
+def _check_last(step: tflite.Operator, tensors: Sequence[tflite.Tensor]) -> None:
+    """Refuse a step behind the scores unless it is over their columns."""
+    if step.kind == "ARG_MAX":
+        axes = [tensors[number].stored for number in step.inputs[1:2]]
+        if len(axes) != 1 or axes[0] is None or axes[0].ravel().tolist() not in ([3], [-1]):
+            raise ValueError("ARG_MAX is not over the classes")
+    elif step.kind == "SOFTMAX" and step.options["beta"] != 1:
+        raise ValueError(f"SOFTMAX with beta={step.options['beta']} is not supported")

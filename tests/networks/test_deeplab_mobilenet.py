@@ -21,6 +21,7 @@ NARROW, FULL = "deeplabv3_mnv2_dm05_pascal_quant.tflite", "deeplabv3_mnv2_pascal
 real = pytest.mark.parametrize("name", [NARROW, FULL])
 
 FRAME, CLASSES = 17, 3
+RAW = {"mean": 0, "std": 1}  # the image reaches the graph as it is
 
 
 class Writer:
@@ -71,8 +72,13 @@ class Writer:
         return bytes(builder.Output())
 
 
-def small_graph(seed: int = 0, aligned: bool = True, tanh: bool = False, multiplier: int = 2) -> tuple[bytes, int]:
-    """All operators of DeepLabv3-MobileNetV2 on 17 x 17 pixels; also the number of the low-resolution scores."""
+def small_graph(
+    seed: int = 0, resize: str = "alignCorners", tanh: bool = False, multiplier: int = 2, end: str = "ARG_MAX", beta=1.0
+) -> tuple[bytes, int]:
+    """All operators of DeepLabv3-MobileNetV2 on 17 x 17 pixels; also the number of the low-resolution scores.
+
+    `resize` is the option that the last resizing sets; `end` what follows it.
+    """
     random, writer = np.random.default_rng(seed), Writer()
     activation = schema.ActivationFunctionType
     same, valid = schema.Padding.SAME, schema.Padding.VALID
@@ -115,8 +121,14 @@ def small_graph(seed: int = 0, aligned: bool = True, tanh: bool = False, multipl
     )
     full = writer.add(
         "RESIZE_BILINEAR", [grown, size(FRAME, FRAME)], [1, FRAME, FRAME, CLASSES], "ResizeBilinearOptions",
-        alignCorners=aligned,
+        **({resize: True} if resize else {}),
     )  # fmt: skip
+    if end == "logits":
+        return writer.data(image, full), scores
+    if end != "ARG_MAX":
+        full = writer.add("SOFTMAX", [full], [1, FRAME, FRAME, CLASSES], "SoftmaxOptions", beta=beta)
+    if end == "SOFTMAX":
+        return writer.data(image, full), scores
     axis = writer.tensor([], np.array(3, "<i4"), schema.TensorType.INT32)
     kind = schema.TensorType.INT64
     label = writer.add("ARG_MAX", [full, axis], [1, FRAME, FRAME], "ArgMaxOptions", kind=kind, outputType=kind)
@@ -152,7 +164,7 @@ def open_litert(path, tensors: bool = False) -> Interpreter:
 def test_small_graph_agrees_with_litert(tmp_path):
     data, scores = small_graph()
     path = write(tmp_path, data)
-    network = build("dag.networks.deeplab_mobilenet:deeplab_mobilenet", {"labels": (0, 8, 15)}, {"tflite": path})
+    network = build("dag.networks.deeplab_mobilenet:deeplab_mobilenet", {"labels": (0, 8, 15), **RAW}, {"tflite": path})
     interpreter = open_litert(path, tensors=True)
     image = np.random.default_rng(1).normal(size=(FRAME, FRAME, 3)).astype("f4")
     labels = run_litert(interpreter, image)
@@ -167,9 +179,125 @@ def test_small_graph_agrees_with_litert(tmp_path):
     assert len(np.unique(labels)) > 1
 
 
+@pytest.mark.parametrize("resize", ["alignCorners", "halfPixelCenters"])
+@pytest.mark.parametrize("end", ["logits", "SOFTMAX", "SOFTMAX, ARG_MAX"])
+def test_graphs_that_end_in_scores_agree_with_litert(tmp_path, resize, end):
+    """Scores of the network are those before SOFTMAX, whatever the graph puts out."""
+    path = write(tmp_path, small_graph(resize=resize, end=end)[0])
+    network = deeplab_mobilenet(path, labels=(0, 8, 15), mean=127.5, std=127.5)
+    image = np.random.default_rng(2).integers(0, 256, (FRAME, FRAME, 3))
+    theirs = run_litert(open_litert(path), (image / 127.5 - 1).astype("f4"))
+    images = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    mine = network(images)
+    if end == "SOFTMAX, ARG_MAX":
+        labels = network.label_map(images)[0].numpy()
+        assert (labels == np.array([0, 8, 15])[theirs]).all() and len(np.unique(labels)) > 1
+    else:
+        mine = mine.softmax(1) if end == "SOFTMAX" else mine
+        np.testing.assert_allclose(mine[0].permute(1, 2, 0).detach(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def other_graph() -> bytes:
+    """The operators that the real files do not have, on 16 x 12 pixels, where padding is not symmetric."""
+    random, writer = np.random.default_rng(0), Writer()
+    same, valid = schema.Padding.SAME, schema.Padding.VALID
+    relu6 = schema.ActivationFunctionType.RELU6
+
+    def weights(*shape: int, kind="<f4") -> int:
+        values = (random.normal(size=shape) * np.prod(shape[1:-1]) ** -0.5).astype(kind)
+        return writer.tensor(shape, values, schema.TensorType.FLOAT32 if kind == "<f4" else schema.TensorType.FLOAT16)
+
+    def integers(*values) -> int:
+        return writer.tensor(np.shape(values), np.array(values, "<i4"), schema.TensorType.INT32)
+
+    image = writer.tensor([1, 16, 12, 3])
+    half = writer.add("DEQUANTIZE", [weights(4, 3, 3, 3, kind="<f2")], [4, 3, 3, 3], "DequantizeOptions")
+    first = writer.add(
+        "CONV_2D", [image, half, weights(4)], [1, 8, 6, 4], "Conv2DOptions", padding=same, strideW=2, strideH=2
+    )
+    first = writer.add("HARD_SWISH", [first], [1, 8, 6, 4], "HardSwishOptions")
+    squeezed = writer.add("MEAN", [first, integers(1, 2)], [1, 1, 1, 4], "ReducerOptions", keepDims=True)
+    gate = writer.add("LOGISTIC", [squeezed], [1, 1, 1, 4])
+    first = writer.add("MUL", [first, gate], [1, 8, 6, 4], "MulOptions")
+    split = writer.add(
+        "SPACE_TO_BATCH_ND", [first, integers(2, 2), integers((2, 2), (2, 2))], [4, 6, 5, 4], "SpaceToBatchNDOptions"
+    )
+    split = writer.add(
+        "DEPTHWISE_CONV_2D", [split, weights(1, 3, 3, 4), weights(4)], [4, 4, 3, 4], "DepthwiseConv2DOptions",
+        padding=valid, strideW=1, strideH=1, depthMultiplier=1,
+    )  # fmt: skip
+    joined = writer.add(
+        "BATCH_TO_SPACE_ND", [split, integers(2, 2), integers((0, 0), (0, 0))], [1, 8, 6, 4], "BatchToSpaceNDOptions"
+    )
+    joined = writer.add("SUB", [weights(4), joined], [1, 8, 6, 4], "SubOptions")
+    pools = [
+        writer.add(
+            name, [joined], [1, 4, 3, 4], "Pool2DOptions",
+            padding=same, filterWidth=3, filterHeight=3, strideW=2, strideH=2, fusedActivationFunction=relu6,
+        )
+        for name in ("MAX_POOL_2D", "AVERAGE_POOL_2D")
+    ]  # fmt: skip
+    both = writer.add("CONCATENATION", pools, [1, 4, 3, 8], "ConcatenationOptions", axis=-1)
+    padded = writer.add("PAD", [both, integers((0, 0), (1, 0), (0, 2), (0, 0))], [1, 5, 5, 8], "PadOptions")
+    scores = writer.add(
+        "CONV_2D", [padded, weights(CLASSES, 2, 3, 8), weights(CLASSES)], [1, 4, 3, CLASSES], "Conv2DOptions",
+        padding=valid, strideW=1, strideH=1,
+    )  # fmt: skip
+    scores = writer.add("TANH", [scores], [1, 4, 3, CLASSES])
+    scores = writer.add("ADD", [scores, scores], [1, 4, 3, CLASSES], "AddOptions", fusedActivationFunction=relu6)
+    scores = writer.add("RELU", [scores], [1, 4, 3, CLASSES])
+    scores = writer.add("RELU6", [scores], [1, 4, 3, CLASSES])
+    full = writer.add(
+        "RESIZE_BILINEAR", [scores, integers(16, 12)], [1, 16, 12, CLASSES], "ResizeBilinearOptions",
+        halfPixelCenters=True,
+    )  # fmt: skip
+    return writer.data(image, full)
+
+
+def test_other_operators_agree_with_litert(tmp_path):
+    path = write(tmp_path, other_graph())
+    network = build(
+        "dag.networks.deeplab_mobilenet:deeplab_mobilenet",
+        {"labels": (0, 8, 15), "mean": [127.5] * 3, "std": [127.5] * 3},
+        {"tflite": path},
+    )
+    images = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0)) * 255
+    for number, mine in enumerate(network(images)):
+        theirs = run_litert(open_litert(path), (images[number] / 127.5 - 1).permute(1, 2, 0).numpy())
+        assert np.ptp(theirs) > 0.3
+        np.testing.assert_allclose(mine.permute(1, 2, 0), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_small_uint8_graph_agrees_with_litert(tmp_path):
+    """Within one step of the output: LiteRT rounds the result, and the factor that it multiplies by."""
+    random, writer, kind = np.random.default_rng(0), Writer(), schema.TensorType.UINT8
+    step = 1 / 32
+    image = writer.tensor([1, 8, 8, 3], kind=kind, scale=1 / 128, zero_point=128)
+    kernel = random.integers(0, 256, (CLASSES, 3, 3, 3)).astype("u1")
+    kernel = writer.tensor(kernel.shape, kernel, kind, scale=1 / 256, zero_point=120)
+    bias = random.integers(-30000, 30000, CLASSES).astype("<i4")
+    bias = writer.tensor([CLASSES], bias, schema.TensorType.INT32, scale=1 / 128 / 256)
+    output = writer.add(
+        "CONV_2D", [image, kernel, bias], [1, 8, 8, CLASSES], "Conv2DOptions", kind=kind, padding=schema.Padding.SAME,
+        strideW=1, strideH=1,
+    )  # fmt: skip
+    writer.tensors[output].quantization = schema.QuantizationParametersT()
+    writer.tensors[output].quantization.scale, writer.tensors[output].quantization.zeroPoint = [step], [128]
+    path = write(tmp_path, writer.data(image, output))
+    network = deeplab_mobilenet(path, labels=range(CLASSES))
+    pixels = random.integers(0, 256, (8, 8, 3)).astype("u1")
+    theirs = step * (run_litert(open_litert(path), pixels).astype(float) - 128)
+    mine = network(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).detach().numpy()
+    inside = (theirs > -4) & (theirs < 3.9)  # what 8 bits do not cut off
+    assert inside.mean() > 0.5 and np.ptp(theirs[inside]) > 4
+    np.testing.assert_allclose(mine[inside], theirs[inside], atol=0.76 * step)
+    with pytest.raises(ValueError, match="its uint8 input has its own scale; leave out `mean` and `std`"):
+        deeplab_mobilenet(path, labels=range(CLASSES), mean=0, std=1)
+
+
 @pytest.fixture
 def small(tmp_path):
-    return deeplab_mobilenet(write(tmp_path, small_graph()[0]), labels=range(CLASSES)).requires_grad_(False)
+    return deeplab_mobilenet(write(tmp_path, small_graph()[0]), labels=range(CLASSES), **RAW).requires_grad_(False)
 
 
 def test_upsample_is_resizing_cropping_and_resizing(small):
@@ -227,11 +355,12 @@ def test_dequantisation_by_hand(tmp_path):
             (3,),
             {
                 "padding": "SAME",
-                "stride_w": 1,
-                "stride_h": 3,
-                "activation": "NONE",
-                "dilation_w": 1,
-                "dilation_h": 1,
+                "strideW": 1,
+                "strideH": 3,
+                "fusedActivationFunction": "NONE",
+                "dilationWFactor": 1,
+                "dilationHFactor": 1,
+                "quantizedBiasType": 0,
             },
         ),
     )
@@ -240,33 +369,78 @@ def test_dequantisation_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(aligned=False), "RESIZE_BILINEAR without aligned corners is not supported"),
+        (dict(resize=""), "RESIZE_BILINEAR that aligns neither corners nor the centres of pixels is not supported"),
+        (dict(end="SOFTMAX", beta=2.0), "SOFTMAX with beta=2.0 is not supported"),
         (dict(tanh=True), "DEPTHWISE_CONV_2D with activation TANH is not supported"),
     ],
 )
 def test_a_graph_that_is_not_understood_is_rejected(tmp_path, change, match):
     path = write(tmp_path, small_graph(**change)[0])
     with pytest.raises(ValueError, match=f"small.tflite: {match}"):
-        deeplab_mobilenet(path, labels=range(CLASSES))
+        deeplab_mobilenet(path, labels=range(CLASSES), **RAW)
 
 
-def test_other_operators_are_rejected(tmp_path):
+def one_operator(folder, name: str, shape=(1, 4, 4, 3), inputs=(), options="", **values):
+    """A graph of one operator on an image of 4 x 4 pixels; `inputs` are stored integers."""
     writer = Writer()
     image = writer.tensor([1, 4, 4, 3])
-    output = writer.add("TANH", [image], [1, 4, 4, 3])
-    size = writer.tensor([2], np.array([4, 4], "<i4"), schema.TensorType.INT32)
-    resized = writer.add("RESIZE_BILINEAR", [output, size], [1, 4, 4, 3], "ResizeBilinearOptions", alignCorners=True)
-    label = writer.add("ARG_MAX", [resized], [1, 4, 4], kind=schema.TensorType.INT64)
-    path = write(tmp_path, writer.data(image, label))
-    with pytest.raises(ValueError, match="small.tflite: builtin operator 28 at tensor 'tensor 1' is not supported"):
-        deeplab_mobilenet(path, labels=range(3))
-    with pytest.raises(ValueError, match="3 score columns do not fit 21 labels"):
-        deeplab_mobilenet(path)
-    writer = Writer()
-    image = writer.tensor([1, 4, 4, 3])
-    path.write_bytes(writer.data(image, writer.add("TANH", [image], [1, 4, 4, 3])))
-    with pytest.raises(ValueError, match="does not end in ARG_MAX"):
-        deeplab_mobilenet(path)
+    numbers = [np.asarray(row, "<i4") for row in inputs]
+    stored = [writer.tensor(row.shape, row, schema.TensorType.INT32) for row in numbers]
+    return write(folder, writer.data(image, writer.add(name, [image, *stored], shape, options, **values)))
+
+
+@pytest.mark.parametrize(
+    ("operator", "match"),
+    [
+        (dict(name="CUMSUM"), "CUMSUM at tensor 'tensor 1' is not supported"),
+        (
+            dict(name="TRANSPOSE", inputs=[[0, 2, 1, 3]], options="TransposeOptions"),
+            "TRANSPOSE at tensor 'tensor 2' is not supported",
+        ),
+        (
+            dict(name="MEAN", inputs=[[1]], options="ReducerOptions", keepDims=True),
+            "MEAN at tensor 'tensor 2' with keepDims=True is not supported",
+        ),
+        (dict(name="TANH", shape=(1, 4, 4, 2)), "2 score columns do not fit 3 labels"),
+        (
+            dict(name="TANH", shape=(1, 3, 4, 3)),
+            r"the scores have \(3, 4\) pixels at the end and not those of the input",
+        ),
+        (dict(name="ARG_MAX", inputs=[[1]], shape=(1, 4, 3)), "ARG_MAX is not over the classes"),
+        (dict(name="ARG_MAX", inputs=[3], shape=(1, 4, 4)), "the graph has no operators before"),
+        (
+            dict(name="PAD", inputs=[[[0, 0], [1, 0], [0, 0], [0, 0]]], options="PadOptions"),
+            r"PAD at tensor 'tensor 2' gives \(1, 5, 4, 3\), and the file says \(1, 4, 4, 3\)",
+        ),
+        (dict(name="MAX_POOL_2D"), "an operator lacks its option 'filterHeight'"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(tmp_path, operator, match):
+    with pytest.raises(ValueError, match=f"small.tflite: {match}"):
+        deeplab_mobilenet(one_operator(tmp_path, **operator), labels=range(3), **RAW)
+
+
+def test_a_network_of_one_operator(tmp_path):
+    """Nothing is resized: the scores have the size of the input."""
+    network = deeplab_mobilenet(one_operator(tmp_path, "TANH"), labels=range(3), mean=[1, 2, 3], std=[4, 5, 6])
+    image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 255
+    expected = ((image - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor([4.0, 5, 6]).view(3, 1, 1)).tanh()
+    np.testing.assert_allclose(network(image), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({}, "its input is float32; give `mean` and `std`"),
+        (dict(mean=127.5), "its input is float32; give `mean` and `std`"),
+        (dict(mean=[1, 2], std=1), "`mean` and `std` must be one number or three, and `std` positive"),
+        (dict(mean=0, std=0), "`mean` and `std` must be one number or three, and `std` positive"),
+        (dict(mean=float("nan"), std=1), "`mean` and `std` must be one number or three, and `std` positive"),
+    ],
+)
+def test_a_float_input_says_its_range(tmp_path, arguments, match):
+    with pytest.raises(ValueError, match=f"small.tflite: {match}"):
+        deeplab_mobilenet(one_operator(tmp_path, "TANH"), labels=range(3), **arguments)
 
 
 def test_per_channel_quantisation_is_rejected(tmp_path):
