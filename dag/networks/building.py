@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import pickle
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dag.networks import state_files
 from dag.networks.interface import Network
 from dag.networks.layers.convolutions import lean
 
@@ -57,7 +59,14 @@ def build(
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise ValueError(f"{architecture}: {error}; it gets `arguments` and `files` of the network's entry") from error
-    network = function(**arguments)
+    try:
+        network = function(**arguments)
+    except pickle.UnpicklingError:  # with torch's advice to run the code in the file
+        names = ", ".join(path.name for path in files.values())
+        raise ValueError(
+            f"{architecture}: one of its files ({names}) holds Python objects besides tensors or was not written by "
+            "torch.save; save network.state_dict() instead of the network"
+        ) from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"{architecture} returns a {type(network).__name__}; return a Segmenter or a Detector")
     if state_dict is not None:
@@ -104,11 +113,18 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict written by `torch.save`; no code in the file is executed."""
+    """Load a state dict written by `torch.save`; no code in the file is executed.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or its tensors are not those of the network.
+    """
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(state_files.read(path))
     except Exception as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])  # the second names the layer
+        reason = reason if len(reason) < 400 else reason[:400] + " ..."
         raise ValueError(f"{path}: cannot be loaded as weights of {type(network).__name__}: {reason}") from error
 
 

@@ -7,9 +7,8 @@ start(snakemake.log[0], snakemake.threads)
 
 from pathlib import Path
 
-import torch
-
 from dag.data import voc
+from dag.networks import state_files
 from dag.networks.mini import training
 from dag.networks.training_common import save
 from dag.workflow.seeds import generator
@@ -17,7 +16,7 @@ from dag.workflow.seeds import generator
 network, settings = snakemake.params.network, snakemake.params.settings
 root = Path(snakemake.input.images).parents[2]
 seed = int(generator("train", snakemake.params.seed, network["name"]).integers(2**31))
-body = torch.load(snakemake.input.body, weights_only=True)
+body = state_files.read(snakemake.input.body)
 trained = training.initial(network["architecture"], network["arguments"], seed=seed, pretrained=body)
 
 ids = image_sets.read_ids(snakemake.input.images)

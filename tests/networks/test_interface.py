@@ -1,6 +1,12 @@
 """Building a network from its entry in the configuration."""
 
 import copy
+import io
+import pickle
+import traceback
+import warnings
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,15 +94,93 @@ def test_bad_weight_files(tmp_path):
         building.build(FCN, ARGUMENTS, {"state_dict": path})
 
 
-def test_weight_files_run_no_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "made.txt"), "w"))
+class Evil:
+    """Makes a file when it is unpickled."""
 
-    torch.save({"state": Evil()}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        building.build(FCN, ARGUMENTS, {"state_dict": tmp_path / "weights.pt"})
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def weight_file(folder: Path, kind: str) -> Path:
+    """A file that is no state dict of the network, in one of several ways."""
+    path, old = folder / "weights.pt", dict(_use_new_zipfile_serialization=False)
+    state = building.build(FCN, ARGUMENTS, fold=False).state_dict()
+    if kind == "script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated
+            torch.jit.script(torch.nn.Linear(2, 3)).save(str(path))
+    elif kind in ("code", "old code"):
+        torch.save({"state": Evil(folder / "made.txt")}, path, **(old if kind == "old code" else {}))
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Evil(folder / "made.txt")))
+    elif kind == "network":
+        torch.save(torch.nn.Linear(2, 3), path)
+    elif kind in ("cut", "old and cut"):
+        torch.save(state, path, **(old if kind == "old and cut" else {}))
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "keys":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    elif kind == "shapes":
+        torch.save({name: tensor.new_zeros((7, *tensor.shape[1:])) for name, tensor in state.items()}, path)
+    else:
+        path.write_bytes({"empty": b"", "page": b"<!DOCTYPE html>", "archive": zipped(b"hello")}[kind])
+    return path
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("script", r"it is a TorchScript program; save network.state_dict\(\) with torch.save instead"),
+        ("code", "it holds Python objects besides tensors and is not loaded, because that could run code"),
+        ("old code", "it holds Python objects besides tensors and is not loaded"),
+        ("pickle", "it holds Python objects besides tensors and is not loaded"),
+        ("network", r"it holds Python objects .*; save network.state_dict\(\) instead of the network"),
+        ("cut", "it is truncated or damaged; download or train it again"),
+        ("old and cut", "it is truncated or damaged; download or train it again"),
+        ("tensor", "it holds a Tensor and not a state dict"),
+        ("keys", "Missing key"),
+        ("shapes", "size mismatch for "),
+        ("empty", "the file is empty"),
+        ("page", "it was not written by torch.save"),
+        ("archive", "it was not written by torch.save"),
+    ],
+)
+def test_a_weight_file_that_cannot_be_loaded_is_one_sentence(tmp_path, kind, match):
+    """No code in it is run, and torch's advice to load it all the same is nowhere to be read."""
+    path = weight_file(tmp_path, kind)
+    with pytest.raises(ValueError, match=f"weights.pt: cannot be loaded as weights of FCN: .*{match}") as error:
+        building.build(FCN, ARGUMENTS, {"state_dict": path})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert "weights_only" not in "".join(traceback.format_exception(error.value)).replace("weights_only=True", "")
     assert not (tmp_path / "made.txt").exists()
+
+
+def test_weights_of_the_old_format_load(tmp_path):
+    network = building.build(FCN, ARGUMENTS, fold=False)
+    torch.save(network.state_dict(), tmp_path / "weights.pt", _use_new_zipfile_serialization=False)
+    again = building.build(FCN, ARGUMENTS, {"state_dict": tmp_path / "weights.pt"}, fold=False)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_file_that_the_network_itself_cannot_load_is_one_sentence(tmp_path):
+    (tmp_path / "own.py").write_text("import torch\ndef build(weights):\n    return torch.load(weights)\n")
+    with pytest.raises(
+        ValueError, match=r"own.py:build: one of its files \(weights.pt\) holds Python objects"
+    ) as error:
+        building.build(f"{tmp_path}/own.py:build", {}, {"weights": weight_file(tmp_path, "code")})
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))
 
 
 # Networks from outside the project

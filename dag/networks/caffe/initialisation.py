@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dag.networks import state_files
 from dag.networks.caffe import caffemodel
 
 # Learning rate and decay of a layer's weights, then of its biases, as multiples of those of the solver.
@@ -98,10 +99,9 @@ class _Inherited(nn.ModuleDict):
 def _inherit(found: dict[str, nn.Module], path: Path, ignored: str | None) -> None:
     """Copy the weights of the layers `found` from the state dict of another network."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as a state dict ({reason}); train that network again") from error
+        tensors = state_files.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as a state dict ({error}); train that network again") from error
     given: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _, part = key.rpartition(".")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dag.data import voc
-from dag.networks import building, training_common
+from dag.networks import building, state_files, training_common
 from dag.networks.caffe.faster_rcnn import CaffeDetector
 from dag.networks.caffe.initialisation import MULTIPLIERS, _matching, initialise, layers
 from dag.networks.caffe.losses import detection_loss, scale_deltas, softmax_loss
@@ -165,10 +165,9 @@ def _resume(checkpoint: Path, identity: str, network: nn.Module, velocities: lis
     if not checkpoint.exists():
         return 0
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{checkpoint}: the checkpoint cannot be read ({reason}); delete it") from error
+        state = state_files.read(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: the checkpoint cannot be read ({error}); delete it") from error
     if state["identity"] != identity:
         print(f"{checkpoint}: belongs to a training with other settings; training begins anew", file=sys.stderr)
         return 0
