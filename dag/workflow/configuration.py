@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -28,9 +29,11 @@ def check(config: dict, schema: Path) -> None:
         One sentence: an unknown key, a wrong type, an unknown network, perturbation, image set, or a
         table that cannot be made.
     """
-    known = {"known": lambda _, keys, name, __: _unknown(config, keys, name)}
-    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, known)
-    error = jsonschema.exceptions.best_match(validator(yaml.safe_load(schema.read_text())).iter_errors(config))
+    keywords = {"known": partial(_unknown, config), "renamed": _renamed}
+    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, keywords)
+    errors = list(validator(yaml.safe_load(schema.read_text())).iter_errors(config))
+    renamed = [error for error in errors if error.validator == "renamed"]
+    error = jsonschema.exceptions.best_match(renamed or errors)
     if error:
         place = ".".join(map(str, error.absolute_path)) or "top level"
         raise ValueError(f"configuration, {place}: {_plain(error)}")
@@ -179,12 +182,17 @@ def _check_training(config: dict, name: str) -> None:
         initial = config["networks"][stage]["training"]["initial"]
 
 
-def _unknown(config: dict, keys: list[str], name: str) -> Iterator[jsonschema.ValidationError]:
-    """An error if a name is a key of none of these mappings of the configuration; the keyword `known` of the schema."""
+def _unknown(config: dict, _, keys: list[str], name: str, __) -> Iterator[jsonschema.ValidationError]:
+    """Keyword `known` of the schema: a name has to be a key of one of these mappings of the configuration."""
     mappings = [config[key] for key in keys if isinstance(config.get(key), dict)]
     known = [one for mapping in mappings for one in mapping]
     if len(mappings) == len(keys) and name not in known:
         yield jsonschema.ValidationError(f"{name!r} is not in {' or '.join(keys)}{did_you_mean(name, known)}")
+
+
+def _renamed(_, new: str, *__) -> Iterator[jsonschema.ValidationError]:
+    """Keyword `renamed` of the schema: a key under its old name."""
+    yield jsonschema.ValidationError(f"this key is called {new} now; rename it")
 
 
 def _plain(error: jsonschema.ValidationError) -> str:

@@ -67,7 +67,7 @@ def rows(entry: dict) -> list[str]:
     perturbations = named(entry)
     if entry.get("layout") == "white-box":
         return ["none", *(row for source in perturbations for row in (source, f"{source}.permuted"))]
-    scaled = [scaled_to(row, strength) for row in perturbations for strength in entry.get("strengths", [])]
+    scaled = [scaled_to(row, p) for row in perturbations for p in entry.get("perceptibilities", [])]
     controls = [f"{row}.{control}" for row in perturbations for control in entry.get("controls", [])]
     return [*perturbations, *scaled, *controls]
 
@@ -79,9 +79,9 @@ def named(entry: dict) -> list[str]:
     return entry.get("perturbations", entry.get("sources", []))
 
 
-def scaled_to(row: str, strength: int) -> str:
+def scaled_to(row: str, perceptibility: int) -> str:
     """Name of a perturbation, or of its control, scaled to a perceptibility in 10⁻³."""
-    return str(replace(parse(row), scale=strength))
+    return str(replace(parse(row), scale=perceptibility))
 
 
 def pairs(entry: dict) -> Iterator[tuple[str, str]]:
@@ -108,8 +108,8 @@ def shown_pairs(entry: dict) -> list[tuple[str, str]]:
 
 
 def bases(entry: dict) -> dict[str, str]:
-    """What every perturbation of a figure with `strengths` was before it was scaled: the name itself if it was not."""
-    scaled = {scaled_to(row, strength): row for row in named(entry) for strength in entry.get("strengths", [])}
+    """What every perturbation of a figure with `perceptibilities` was before it was scaled: itself if it was not."""
+    scaled = {scaled_to(row, p): row for row in named(entry) for p in entry.get("perceptibilities", [])}
     return {row: row for row in named(entry)} | scaled
 
 

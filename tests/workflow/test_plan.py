@@ -193,11 +193,15 @@ MISTAKES = {
         "figures.mine: perturbation 'mini-fcn-vgg.permuted': only sources are shown here",
     ),
     "strengths of what is scaled": (
-        figure(kind="strength", perturbations=["mini-fcn-vgg.p-2"], strengths=[1], victims=["mini-fcn-vgg"]),
+        figure(kind="strength", perturbations=["mini-fcn-vgg.p-2"], perceptibilities=[1], victims=["mini-fcn-vgg"]),
         "figures.mine: perturbation 'mini-fcn-vgg.p-2': the figure scales a source",
     ),
+    "a key under its old name": (
+        figure(kind="strength", perturbations=["mini-fcn-vgg"], strengths=[1], victims=["mini-fcn-vgg"]),
+        "figures.mine.strengths: this key is called perceptibilities now; rename it",
+    ),
     "strengths of a name that is none": (
-        figure(kind="strength", perturbations=["FCN"], strengths=[1], victims=["mini-fcn-vgg"]),
+        figure(kind="strength", perturbations=["FCN"], perceptibilities=[1], victims=["mini-fcn-vgg"]),
         "figures.mine: perturbation 'FCN': 'FCN' is not the name of a perturbation",
     ),
     "controls of a control": (
@@ -706,7 +710,7 @@ def test_pairs():
     assert list(plan.pairs(CONVERGENCE)) == []
 
 
-STRENGTH = {"perturbations": ["a", "a+b.signs"], "strengths": [2, 8], "victims": ["c"], "image_set": "s"}
+STRENGTH = {"perturbations": ["a", "a+b.signs"], "perceptibilities": [2, 8], "victims": ["c"], "image_set": "s"}
 INTERVALS = {"perturbations": ["a"], "controls": ["permuted", "gaussian"], "victims": ["b", "c"], "image_set": "s"}
 
 
