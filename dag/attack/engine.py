@@ -165,7 +165,7 @@ def dense_adversaries(
             run = _begin(problem, rules, method, background, probabilities)
             if (problem.labels >= 0).any():
                 running.append(run)
-            else:
+            else:  # without targets: the perturbation stays as it began
                 yield problem, Attack(run.r[None], NO_TARGETS, [])
         if not running:
             return

@@ -27,7 +27,7 @@ from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, tr
 from dag.workflow import store
 from dag.workflow.seeds import generator
 
-# Images that share a pass: on a CPU that gains nothing.
+# The batch, images that share a pass: on a GPU it fills the device, on a CPU it gains nothing.
 BATCH = {"cpu": 1, "cuda": 8}
 
 

@@ -41,8 +41,9 @@ class Rules:
     background : bool
         Segmentation: background pixels are targets too, to be kept background.
     strength : tuple of float or None
-        (IoU, score): of the targets that reached their adversarial label, those that survive
-        suppression at this IoU with a probability below this score count as not yet moved.
+        The authors' 0.8 rule, (IoU, score), with them (0.35, 0.8): of the targets that reached their
+        adversarial label, those that survive suppression at this IoU with a probability below this
+        score count as not yet moved.
     stop : float
         The attack ends when at most this share of the foreground targets is left.
     """

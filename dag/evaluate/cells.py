@@ -1,9 +1,9 @@
 """Cells: one (perturbation, pixels) pair shown to one victim, and which of them are on disk already.
 
 A job computes all missing cells of a table on one shard, because starting a process per cell would
-cost more than the cells.  The cells themselves are a store that tables share: a cell that is there
-with the right key is kept.  So a new row or column computes its own cells and no others, and one table
-alone computes nothing that it does not show.
+cost more than the cells.  The cells themselves are a store that tables share: a cell is keyed by the digest
+of all that determines it (its header), and one that is there with the right key is kept.  So a new row or
+column computes its own cells and no others, and one table alone computes nothing that it does not show.
 """
 
 from __future__ import annotations

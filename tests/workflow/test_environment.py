@@ -117,6 +117,16 @@ def test_version_is_one():
     assert project["requires-python"] == ">=3.11"
 
 
+def test_what_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    files = re.findall(r"`((?:dag|config|rules|scripts|report|tests)/[\w./]+)`", text)
+    assert len(files) > 15 and [file for file in files if not (ROOT / file).exists()] == []
+    for line in re.findall(r"^ {4}(\S+)", text, re.M):
+        assert (ROOT / line.replace("STAGE", "report")).exists(), line
+    for name, file in re.findall(r"`(\w+)` in `([\w./]+)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} does not have {name}"
+
+
 def test_a_dry_run_needs_nothing_of_what_make_leaves_out(tmp_path):
     """`make all ARGS=-n` installs the lock without these packages; here they cannot be imported."""
     makefile = (ROOT / "Makefile").read_text()
