@@ -4,6 +4,7 @@ PRODUCTS  resources/mini/{train,test}/ and resources/VOCdevkit/{VOC2007,VOC2012,
           resources/VOCdevkit/VOC2011/ImageSets/Segmentation/, the lists alone
           resources/image_sets/{image_set}.txt, derived lists
           resources/checked/{file}, links to resources/downloads/{file}, and members of archives
+          results/{experiment}/{image_set}/checked/{kind}.txt
 """
 
 
@@ -307,3 +308,32 @@ rule list_images_table4_110:
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"
+
+
+rule check_images:
+    """Read all images of an image set, or all their ground truth of one kind.
+
+    A score needs it, so a damaged file is named in the first minute of a run and not when its shard is attacked.  No
+    attack waits for it or is repeated because of it.
+    """
+    input:
+        lists=lambda wildcards: lists_of(wildcards.image_set),
+    output:
+        "results/{experiment}/{image_set}/checked/{kind}.txt",
+    log:
+        "logs/check_images/{experiment}/{image_set}/{kind}.txt",
+    wildcard_constraints:
+        kind=one_of(FILES),
+    priority: 2
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        contents=lambda wildcards: jobs.all_contents(config, wildcards.image_set, "image", wildcards.kind),
+        given_up=lambda wildcards: plan.given_up(config, wildcards.image_set),
+        code=code("scripts/data/check_images.py"),
+    script:
+        "../scripts/data/check_images.py"

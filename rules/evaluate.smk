@@ -52,6 +52,7 @@ rule score:
     """mIoU or mAP of every cell of a table or figure, with paired bootstrap errors."""
     input:
         manifests=lambda wildcards: paths.manifests(config, wildcards.product),
+        checked=lambda wildcards: paths.checks(config, wildcards.product),
         lists=lambda wildcards: lists_of(*plan.image_sets(product(wildcards.product))),
     output:
         "results/{experiment}/scores/{product}.json",

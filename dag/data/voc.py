@@ -317,6 +317,9 @@ def read_objects(root: str | Path, image_id: str) -> Objects:
     )
 
 
+READERS = {"image": read_image, "segmentation": read_label_map, "detection": read_objects}
+
+
 def _annotation(path: Path) -> ElementTree.Element:
     """The root of an annotation file whose objects are all where VOC has them."""
     try:

@@ -33,7 +33,7 @@ def provenance(
     configuration : mapping
         Of the experiment, complete.
     code : str
-        Digest of the package, see `dag.workflow.plan.package_digest`.
+        Digest of the package, see `dag.workflow.digests.package_digest`.
     sources : iterable of Path
         Shards of the perturbations of sources.
     products : mapping
@@ -45,10 +45,10 @@ def provenance(
     dict
         experiment; project (version, commit, clean, code; commit and clean as of `checkout`); networks (by name:
         architecture, arguments, digest of its code, SHA-256 of its weights by role); image_sets (by name: number of
-        images that were used and `dag.data.voc.digest` of their ids); shards (per source or victim, and image set: how
-        many, the digest of their keys, the code and the versions of packages that made them); products (by name:
-        digest of the keys of its cells, SHA-256 of its files); packages (versions, where this was gathered);
-        configuration.
+        images that were used, `dag.data.image_sets.digest` of their ids, digest of the contents of their files);
+        shards (per source or victim, and image set: how many, the digest of their keys, the code and the versions of
+        packages that made them); products (by name: digest of the keys of its cells, SHA-256 of its files); packages
+        (versions, where this was gathered); configuration.
 
     Raises
     ------
@@ -57,6 +57,7 @@ def provenance(
     """
     networks: dict[str, dict] = {}
     listed: dict[str, set] = {}
+    contents: dict[str, set] = {}
     groups: dict[tuple, list[dict]] = {}
 
     def note(path: Path, kind: str) -> str:
@@ -69,6 +70,7 @@ def provenance(
                 "run the workflow again to bring all up to date"
             )
         listed.setdefault(images, set()).update(header.get("images", header["ids"]))
+        contents.setdefault(images, set()).add(header["contents"]["image"])
         groups.setdefault((kind, header.get("source", network), images), []).append(header)
         return header["key"]
 
@@ -99,7 +101,14 @@ def provenance(
         "experiment": configuration["experiment"],
         "project": {"version": dag.__version__, "code": code} | checkout(Path(__file__).parents[2]),
         "networks": networks,
-        "image_sets": {name: {"images": len(ids), "sha256": image_sets.digest(ids)} for name, ids in listed.items()},
+        "image_sets": {
+            name: {
+                "images": len(ids),
+                "sha256": image_sets.digest(ids),
+                "contents": store.key(sorted(contents[name])),
+            }
+            for name, ids in listed.items()
+        },
         "shards": shards,
         "products": made,
         "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},

@@ -90,8 +90,10 @@ def shape_contents(config: dict, product: str) -> Contents:
 
 
 def _shard_contents(config: dict, name: str, shard: str, *kinds: str) -> dict[str, str | None]:
-    chosen = partial(data.shard_of, shard=shard, shard_size=config["shard_size"])
-    return contents.planned(image_set(config, name), chosen, *kinds, name=shard, folder=_contents(config))
+    size = config["shard_size"]
+    chosen = partial(data.shard_of, shard=shard, shard_size=size)
+    images = image_set(config, name)
+    return contents.planned(images, chosen, *kinds, name=f"{shard}-of-{size}", folder=_contents(config))
 
 
 def _contents(config: dict) -> Path:

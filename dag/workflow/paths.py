@@ -136,6 +136,17 @@ def gallery_parts(config: dict, product: str, pattern: str) -> list[str]:
     return [f"{folder}/{pattern.format(shard=shard)}" for shard in shards]
 
 
+def checks(config: dict, product: str) -> list[str]:
+    """What says that the images of a table or figure and their ground truth can be read, all that its networks need."""
+    entry, found = plan.product(config, product), []
+    for image_set in plan.image_sets(entry):
+        networks = [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == image_set]
+        networks += [plan.network_of(source) for source, seen in plan.source_sets(entry) if seen == image_set]
+        kinds = ["image", *plan.tasks(config, networks)]
+        found += [f"{results(config)}/{image_set}/checked/{kind}.txt" for kind in kinds]
+    return found
+
+
 def product_files(config: dict, product: str) -> list[str]:
     """Files that make up a table or figure."""
     if product in config["tables"]:

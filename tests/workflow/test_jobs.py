@@ -62,6 +62,14 @@ def test_where_images_are():
     assert jobs.image_sets(CONFIG, "f")["s"].items() >= {"given_up": ["0001"], "victims": ["a", "b"]}.items()
 
 
+def test_what_is_checked_of_images():
+    """What the victims are scored on, and what the sources attack."""
+    base = "results/e/s/checked"
+    assert paths.checks(CONFIG, "t") == [f"{base}/{kind}.txt" for kind in ("image", "detection", "segmentation")]
+    clean = merge(CONFIG, {"tables": {"t": {"perturbations": ["none"]}}})
+    assert paths.checks(clean, "t") == [f"{base}/image.txt", f"{base}/detection.txt"]
+
+
 def test_what_all_makes():
     base = "results/e"
     assert paths.everything(CONFIG) == [

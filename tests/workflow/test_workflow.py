@@ -23,7 +23,7 @@ import pytest
 import yaml
 from overlays import merge
 
-from dag.workflow import digests, plan, store
+from dag.workflow import digests, layers, plan, store
 
 ROOT = Path(__file__).parents[2]
 SUM = "mini-fcn-alex+mini-fr-zf-07"
@@ -84,7 +84,7 @@ def outputs(text: str) -> list[str]:
 
 def configuration(overlay: dict | None = None) -> dict:
     merged: dict = {}
-    for name in ("networks", "image_sets", "downloads", "config"):
+    for name in layers.DEFAULTS:
         merged = merge(merged, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text()))
     return merge(merged, overlay or {})
 
@@ -350,7 +350,9 @@ def test_another_image_or_annotation_plans_its_shard_and_the_tables(workflow, ru
     code, text = snakemake(workflow, run, "small", "other", overlay=TINY)
     assert code == 0, text
     counted = {"combine": 1, "control": 1, "predict": 2, "score": 2, "tabulate": 2, "small": 1, "other": 1}
-    assert jobs(text) == counted | {"perturb": len(attacked)}
+    # an image is also compared with the size in its annotation
+    checked = 3 if "JPEG" in kind else 1
+    assert jobs(text) == counted | {"perturb": len(attacked), "check_images": checked}
     assert planned_shards(text) == {(source, "0001") for source in attacked} | SUMS | SHOWN
     after = contents(run)
     assert {path for path in before if before[path] != after[path]} - {"resources/mini/test/JPEGImages/001003.jpg"} <= {
@@ -371,7 +373,7 @@ def test_predictions_of_another_image_are_not_scored(workflow, run):
     shutil.copy(folder / "001001.jpg", folder / "001003.jpg")
     (run / table).unlink()
     code, text = snakemake(workflow, run, table, "--rerun-triggers", "mtime", overlay=TINY)
-    assert code == 1 and jobs(text) == {"score": 1}
+    assert code == 1 and jobs(text) == {"score": 1}, text
     assert "Error: results/tiny/cells/small/mini-test/0001.json: the images have changed since" in text
     code, text = snakemake(workflow, run, table, overlay=TINY)
     assert code == 0 and jobs(text)["predict"] == 1, text
@@ -417,6 +419,28 @@ def test_images_that_were_made_in_a_run_are_known_to_the_next_also_on_a_cluster(
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     code, text = snakemake(workflow, tmp_path, "--dry-run", table, overlay=str(overlay))
     assert code == 0 and "Nothing to be done" in text, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("JPEGImages/001003.jpg", "damaged image"),
+        ("SegmentationClass/001001.png", "damaged image"),
+        ("Annotations/001002.xml", "the annotation is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_before_anything_is_attacked(workflow, run, file, message):
+    path, kind = run / "resources/mini/test" / file, {"J": "image", "S": "segmentation", "A": "detection"}[file[0]]
+    path.write_bytes(path.read_bytes()[:150])
+    check = f"results/tiny/mini-test/checked/{kind}.txt"
+    code, text = snakemake(workflow, run, check, overlay=TINY)
+    assert code == 1 and jobs(text) == {"check_images": 1}
+    assert f"Error: resources/mini/test/{file}: {message}" in text
+    # unless its shard is given up
+    shard = "0001" if "3" in path.stem[-1] else "0000"
+    code, text = snakemake(workflow, run, check, "--config", f"given_up=[mini-test/{shard}]", overlay=TINY)
+    assert code == 0, text
 
 
 @pytest.mark.slow
@@ -597,7 +621,7 @@ def test_tables_without_a_shard_say_which_images_are_missing(workflow, run):
     assert "the shards mini-test/0001 would change: they were given up." in page and "(1 more given up)" in page
     # to ask for all again is enough
     code, text = snakemake(workflow, run, "small", overlay=TINY)
-    assert code == 0 and jobs(text) == {"score": 1, "tabulate": 1, "small": 1}, text
+    assert code == 0 and jobs(text) == {"check_images": 3, "score": 1, "tabulate": 1, "small": 1}, text
     table = pd.read_csv(run / "results/tiny/tables/small.csv")
     assert set(table.images) == {3} and table.missing.isna().all()
 
@@ -638,7 +662,15 @@ def test_provenance_is_that_of_the_files_and_does_not_change(workflow, run):
     for entry in found["products"].values():
         assert entry["files"] == {file: digest(f"results/tiny/tables/{file}") for file in entry["files"]}
     ids = "".join(f"{name}\n" for name in ("001001", "001002", "001003"))
-    assert found["image_sets"] == {"mini-test": {"images": 3, "sha256": hashlib.sha256(ids.encode()).hexdigest()}}
+    folder = run / "results/tiny/mini-test/perturbations/mini-fcn-alex"
+    read = [store.read_header(folder / f"{shard}.h5")["contents"]["image"] for shard in ("0000", "0001")]
+    assert found["image_sets"] == {
+        "mini-test": {
+            "images": 3,
+            "sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "contents": store.key(sorted(read)),
+        }
+    }
     assert [(entry["kind"], entry["of"], entry["shards"]) for entry in found["shards"]] == [
         ("perturbations", "mini-fcn-alex", 2), ("perturbations", "mini-fr-zf-07", 2),
         ("predictions", "mini-fcn-alex", 8), ("predictions", "mini-fr-zf-07", 10),
