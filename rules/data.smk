@@ -210,101 +210,21 @@ rule sample_voc:
         "../scripts/data/sample_voc.py"
 
 
-rule list_images_seg11valid:
-    """The published list of segmented validation images of VOC2011 that are not in SBD train."""
+rule list_images:
+    """A list of images that follows from others."""
     input:
-        ids=["resources/checked/seg11valid.txt"],
-        within=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
+        unpack(lambda wildcards: paths.derived_lists(config)[wildcards.image_set]),
     output:
-        "resources/image_sets/seg11valid.txt",
+        "resources/image_sets/{image_set}.txt",
     log:
-        "logs/list_images/seg11valid.txt",
+        "logs/list_images/{image_set}.txt",
+    wildcard_constraints:
+        image_set=one_of(paths.derived_lists(config)),
     localrule: True
     conda:
         "../environment.yml"
     params:
-        expected=jobs.derived_list(config, "seg11valid"),
-        code=code("scripts/data/list_images.py"),
-    script:
-        "../scripts/data/list_images.py"
-
-
-rule list_images_voc11_seg_train:
-    """Segmented training images of VOC2011, under the label maps of VOC2012."""
-    input:
-        ids=["resources/VOCdevkit/VOC2011/ImageSets/Segmentation/train.txt"],
-        within=paths.voc_lists(config, ("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
-    output:
-        "resources/image_sets/voc11-seg-train.txt",
-    log:
-        "logs/list_images/voc11-seg-train.txt",
-    localrule: True
-    conda:
-        "../environment.yml"
-    params:
-        expected=jobs.derived_list(config, "voc11-seg-train"),
-        code=code("scripts/data/list_images.py"),
-    script:
-        "../scripts/data/list_images.py"
-
-
-rule list_images_sbd_without_voc12:
-    """Images of SBD that VOC2012 has no label map of."""
-    input:
-        ids=[
-            "resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt",
-            "resources/VOCdevkit/SBD/ImageSets/Segmentation/val.txt",
-        ],
-        without=paths.voc_lists(config, ("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")),
-    output:
-        "resources/image_sets/sbd-without-voc12.txt",
-    log:
-        "logs/list_images/sbd-without-voc12.txt",
-    localrule: True
-    conda:
-        "../environment.yml"
-    params:
-        expected=jobs.derived_list(config, "sbd-without-voc12"),
-        code=code("scripts/data/list_images.py"),
-    script:
-        "../scripts/data/list_images.py"
-
-
-rule list_images_table4_687:
-    """Images with masks and boxes that the first four networks of Table 4 have not been trained on."""
-    input:
-        ids=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
-        without=["resources/VOCdevkit/SBD/ImageSets/Segmentation/train.txt"],
-        without_2007=paths.voc_lists(config, ("VOC2007", "Main/trainval")),
-    output:
-        "resources/image_sets/table4-687.txt",
-    log:
-        "logs/list_images/table4-687.txt",
-    localrule: True
-    conda:
-        "../environment.yml"
-    params:
-        expected=jobs.derived_list(config, "table4-687"),
-        code=code("scripts/data/list_images.py"),
-    script:
-        "../scripts/data/list_images.py"
-
-
-rule list_images_table4_110:
-    """Images with masks and boxes that detectors trained on 07+12 trainval have not seen either."""
-    input:
-        ids=paths.voc_lists(config, ("VOC2012", "Segmentation/val")),
-        without=paths.voc_lists(config, ("VOC2012", "Main/trainval")),
-        without_2007=paths.voc_lists(config, ("VOC2007", "Main/trainval")),
-    output:
-        "resources/image_sets/table4-110.txt",
-    log:
-        "logs/list_images/table4-110.txt",
-    localrule: True
-    conda:
-        "../environment.yml"
-    params:
-        expected=jobs.derived_list(config, "table4-110"),
+        expected=lambda wildcards: jobs.derived_list(config, wildcards.image_set),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"

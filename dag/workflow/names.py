@@ -8,7 +8,6 @@ from dataclasses import dataclass
 # How a perturbed image reaches a network: as it is, rounded, or as a JPEG file of a quality from 1 to 100.
 PIXELS_PATTERN = r"float|8-bit|jpeg-(?:[1-9][0-9]?|100)"
 
-
 # Controls: a random field that has something of r and lacks its structure, several draws each.
 CONTROLS = {
     "permuted": "rows and columns of the perturbation shuffled",
@@ -16,21 +15,15 @@ CONTROLS = {
     "gaussian": "Gaussian noise of the perturbation's perceptibility",
 }
 
-
 _NAME = r"[a-z0-9][a-z0-9-]*"
-
 
 _CONTROL = "|".join(CONTROLS)
 
-
 SOURCE_PATTERN = rf"{_NAME}(?:@{_NAME})?"
-
 
 SUM_PATTERN = rf"{SOURCE_PATTERN}(?:\+{SOURCE_PATTERN})*"
 
-
 SCALED_PATTERN = rf"{SUM_PATTERN}(?:\.p-[1-9][0-9]*)?"
-
 
 NAME_PATTERN = (
     rf"(?P<sum>{SUM_PATTERN})(?:\.p-(?P<scale>[1-9][0-9]*))?(?:\.(?P<control>{_CONTROL})(?:-(?P<draw>[1-9][0-9]*))?)?"

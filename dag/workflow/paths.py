@@ -6,6 +6,7 @@ Pure functions of the configuration; paths are relative to the working directory
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from dag.workflow import plan
@@ -32,6 +33,40 @@ def voc(config: dict) -> str:
 def voc_lists(config: dict, *lists: tuple[str, str]) -> list[str]:
     """Lists of the ImageSets folders of VOC, from (folder, name) pairs."""
     return [f"{voc(config)}/{year}/ImageSets/{name}.txt" for year, name in lists]
+
+
+def derived_lists(config: dict) -> dict[str, dict[str, list[str]]]:
+    """Image sets whose list follows from other lists: all `ids` that are `within` and not `without` others.
+
+    `without_2007` takes away the images of VOC2007 under the ids that VOC2012 gives them.
+    """
+    lists = partial(voc_lists, config)
+    masks = [("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")]
+    boxes_2007 = lists(("VOC2007", "Main/trainval"))
+    downloaded = "resources/VOCdevkit"  # what is derived from SBD and VOC2011 is never the user's own
+    return {
+        # the published list of segmented validation images of VOC2011 that are not in SBD train
+        "seg11valid": {"ids": ["resources/checked/seg11valid.txt"], "within": lists(masks[1])},
+        # segmented training images of VOC2011, under the label maps of VOC2012
+        "voc11-seg-train": {"ids": [f"{downloaded}/VOC2011/ImageSets/Segmentation/train.txt"], "within": lists(*masks)},
+        # images of SBD that VOC2012 has no label map of
+        "sbd-without-voc12": {
+            "ids": [f"{downloaded}/SBD/ImageSets/Segmentation/{part}.txt" for part in ("train", "val")],
+            "without": lists(*masks),
+        },
+        # images with masks and boxes that the first four networks of Table 4 have not been trained on
+        "table4-687": {
+            "ids": lists(masks[1]),
+            "without": [f"{downloaded}/SBD/ImageSets/Segmentation/train.txt"],
+            "without_2007": boxes_2007,
+        },
+        # and those that detectors trained on 07+12 trainval have not seen either
+        "table4-110": {
+            "ids": lists(masks[1]),
+            "without": lists(("VOC2012", "Main/trainval")),
+            "without_2007": boxes_2007,
+        },
+    }
 
 
 def parts(config: dict, image_set: str) -> list[dict[str, str]]:

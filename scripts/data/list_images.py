@@ -1,4 +1,4 @@
-"""Derive the list of an image set from other lists; see rules list_images_*."""
+"""Derive the list of an image set from other lists; see rule list_images."""
 
 from dag.data import image_sets
 from dag.workflow.startup import start
