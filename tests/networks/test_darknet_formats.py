@@ -4,6 +4,7 @@ Random weights are written in Darknet's layout.  Where OpenCV differs from Darkn
 written out here in loops.
 """
 
+import copy
 import itertools
 import math
 
@@ -168,6 +169,31 @@ def test_heads_agree_with_opencv(tmp_path, structure, version, seen):
     assert shown.all() or (network.softmax and shown.mean() > 0.5)
     np.testing.assert_allclose(confidence[shown], theirs[:, 5:][shown], rtol=1e-4)
     assert np.ptp(rows[:, 5:].numpy(), axis=0).min() > 0.1  # the image matters
+
+
+def trunk(activation: str = "leaky", first: int = 8):
+    return Net().conv(3, first, 3, activation, stride=8).conv(first, 8, 3, activation)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        *(trunk(activation) for activation in ("linear", "relu", "leaky", "logistic", "tanh", "swish", "mish")),
+        trunk().add("shortcut", **{"from": -2}, activation="leaky"),
+        trunk().add("shortcut", **{"from": -2}, activation="swish"),
+        trunk(first=6).add("shortcut", **{"from": -2}, activation="linear"),
+        trunk(first=10).add("shortcut", **{"from": -2}, activation="linear"),
+        trunk().add("sam", **{"from": -2}),
+        trunk().add("maxpool", size=3, stride=2, padding=1),
+        trunk().add("avgpool").conv(8, 8).add("scale_channels", **{"from": -3}, activation="leaky"),
+    ],
+)
+def test_layers_agree_with_opencv(tmp_path, net):
+    files = head(copy.deepcopy(net), 8).files(tmp_path)
+    network = network_of(files)
+    image = images(*network.frame)
+    rows = network.features(image).rows[0]
+    np.testing.assert_allclose(rows[:, 4].sigmoid(), opencv_rows(files, image)[:, 4], rtol=1e-4)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
