@@ -13,7 +13,7 @@ if not (HERE / "dag").is_dir():
 
 # The rules and the scripts of the jobs import the package from the checkout.
 sys.path.insert(0, str(HERE))
-shell.prefix("export PYTHONPATH=" + shlex.quote(str(HERE)) + '"${{PYTHONPATH:+:$PYTHONPATH}}"; ')
+shell.prefix(f'export PYTHONPATH={shlex.quote(str(HERE))}"${{{{PYTHONPATH:+:$PYTHONPATH}}}}"; ')
 
 from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
