@@ -35,17 +35,17 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-def write(network: nn.Module, path: Path, rename: dict | None = None, copies=("",), v1: bool = False) -> Path:
-    """Write the layers of a network as a caffemodel; every layer once with each ending of `copies`."""
+def write(network: nn.Module, path: Path, rename: dict | None = None, copies=lambda name: [name], v1=False) -> Path:
+    """Write the layers of a network as a caffemodel, each under every name that `copies` gives it."""
     with open(path, "wb") as file:
         file.write(field(1, b"random weights"))
         for name, tensors in _modules(network, rename or {}).items():
             blobs = [blob_bytes(tensor.numpy(), legacy=v1) for tensor in tensors]
-            for copy in copies:
+            for copy in copies(name):
                 if v1:
-                    layer = field(4, (name + copy).encode()) + field(5, V1_TYPES["Convolution"])
+                    layer = field(4, copy.encode()) + field(5, V1_TYPES["Convolution"])
                 else:
-                    layer = field(1, (name + copy).encode()) + field(2, b"Convolution")
+                    layer = field(1, copy.encode()) + field(2, b"Convolution")
                 layer += b"".join(field(6 if v1 else 7, blob) for blob in blobs)
                 file.write(field(2 if v1 else 100, layer))
     return path

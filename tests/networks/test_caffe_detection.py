@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from finite_differences import assert_derivative
+from published_layers import RESNET50, RESNET101
 from test_caffemodel import caffemodel
 
 from dag.networks import building
@@ -257,19 +258,11 @@ def heads_text(widths: dict[str, int], rpn: str, maps: str, last: str) -> str:
     return text
 
 
-RESNET50_NAMES = [
-    f"{stage}{letter}" for stage, letters in enumerate(("abc", "abcd", "abcdef", "abc"), 2) for letter in letters
-]
-RESNET101_NAMES = [
-    *("2a", "2b", "2c", "3a", "3b1", "3b2", "3b3", "4a"),
-    *(f"4b{number}" for number in range(1, 23)),
-    *("5a", "5b", "5c"),
-]
 TEXTS = {
     "zf": zf_text,
     "vgg16": vgg16_text,
-    "resnet50": lambda widths: resnet_text(widths, RESNET50_NAMES, "true"),
-    "resnet101": lambda widths: resnet_text(widths, RESNET101_NAMES, "false"),
+    "resnet50": lambda widths: resnet_text(widths, RESNET50, "true"),
+    "resnet101": lambda widths: resnet_text(widths, RESNET101, "false"),
 }
 
 

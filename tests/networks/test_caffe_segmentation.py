@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from finite_differences import assert_derivative
+from published_layers import RESNET101
 from test_caffemodel import caffemodel, save
 from torch import nn
 
@@ -337,19 +338,16 @@ def _resnet101(net: Prototxt, top: str, suffix: str, width: int) -> str:
         return net.relu(name) if relu else name
 
     top = net.pool(f"pool1{suffix}", unit("conv1", top, width, 7, 2), 3, 2, pad=1)
-    letters = [["a", "b", "c"], ["a", "b1", "b2", "b3"], ["a", *(f"b{i}" for i in range(1, 23))], ["a", "b", "c"]]
-    for stage, stride, dilation in ((2, 1, 1), (3, 2, 1), (4, 1, 2), (5, 1, 4)):
-        outputs = width * 2 ** (stage - 2)
-        for letter in letters[stage - 2]:
-            block = f"res{stage}{letter}"
-            step = stride if letter == "a" else 1
-            shortcut = unit(f"{block}_branch1", top, 4 * outputs, 1, step, relu=False) if letter == "a" else top
-            top = unit(f"{block}_branch2a", top, outputs, 1, step)
-            top = unit(f"{block}_branch2b", top, outputs, 3, dilation=dilation)
-            top = unit(f"{block}_branch2c", top, 4 * outputs, relu=False)
-            top = net.relu(net.eltwise(f"{block}{suffix}", shortcut, top))
+    for name in RESNET101:
+        stage, block = int(name[0]), f"res{name}"
+        outputs, dilation, step = width * 2 ** (stage - 2), {4: 2, 5: 4}.get(stage, 1), 2 if name == "3a" else 1
+        shortcut = unit(f"{block}_branch1", top, 4 * outputs, 1, step, relu=False) if name.endswith("a") else top
+        top = unit(f"{block}_branch2a", top, outputs, 1, step)
+        top = unit(f"{block}_branch2b", top, outputs, 3, dilation=dilation)
+        top = unit(f"{block}_branch2c", top, 4 * outputs, relu=False)
+        top = net.relu(net.eltwise(f"{block}{suffix}", shortcut, top))
     branches = [
-        net.conv(f"fc1_voc12_c{number}{suffix}", top, 4, 3, pad=dilation, dilation=dilation, relu=False)
+        net.conv(f"fc1_voc12{suffix}_c{number}", top, 4, 3, pad=dilation, dilation=dilation, relu=False)
         for number, dilation in enumerate((6, 12, 18, 24))
     ]
     return net.eltwise(f"fc1_voc12{suffix}", *branches)

@@ -18,6 +18,7 @@ from pathlib import Path
 import fake_archives
 import fake_weights
 import pandas as pd
+import published_layers
 import pytest
 import torch
 import yaml
@@ -181,7 +182,7 @@ def publish_weights(folder: Path, scratch: Path) -> None:
         },
         "deeplab_aspp_resnet101.zip": {
             "train_iter_20000.caffemodel": lambda: random(
-                deeplab.deeplab_resnet101(), part, copies=("", "_res05", "_res075")
+                deeplab.deeplab_resnet101(), part, copies=published_layers.at_scales
             ),
         },
         "faster_rcnn_models.tgz": {

@@ -70,8 +70,8 @@ def blobs(
         Output of every module that has no modules inside, under the last part of its name, which in
         networks released for Caffe is the layer's (under the whole name where two modules share it).
         What is computed in place counts as output of the module before.  A module that is passed
-        several times gets the endings `network.copies`, or .2, .3, and so on.  "data" is the input of
-        the first module.
+        several times is called as `network.name_in_pass` says, or ends in .2, .3, and so on.  "data" is
+        the input of the first module.
 
         Segmentation networks also have what `body` and `upsample` return, as `network.blob_names` or
         "body" and "score"; Caffe's scores are of the size of "data", in DeepLab that of the frame.
@@ -152,7 +152,7 @@ def _recorded(network: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str
     short = {path: path.rpartition(".")[2] for path in leaves}
     if len(set(short.values())) < len(short):
         short = {path: path for path in leaves}
-    endings = getattr(network, "copies", ("",))
+    name_in_pass = getattr(network, "name_in_pass", lambda name, number: f"{name}.{number + 1}" if number else name)
     found: dict[str, Tensor] = {}
     passes: dict[str, int] = {}  # in the order of the first pass
 
@@ -165,10 +165,9 @@ def _recorded(network: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str
             else:
                 number = passes.get(path, 0)
                 passes[path] = number + 1
-                ending = endings[number] if number < len(endings) else f".{number + 1}"
                 if path == next(iter(passes)):
-                    found[f"data{ending}"] = inputs[0]
-                name = names.get(short[path], short[path]) + ending
+                    found[name_in_pass("data", number)] = inputs[0]
+                name = name_in_pass(names.get(short[path], short[path]), number)
             found[name] = output
 
         return record

@@ -23,6 +23,9 @@ MEAN = (104.008, 116.669, 122.675)  # BGR
 
 VGG16_WIDTHS = caffe.VGG16_WIDTHS | {"fc6": 1024, "fc7": 1024}
 
+# Layers of the released DeepLab on ResNet-101 that are copies of others, for the image at scales 0.5 and 0.75.
+_COPIES = r"(conv1|(bn|scale|res).+)_res0(5|75)|fc1_voc12_res0(5|75)_c[0-3]"
+
 # Ending of a branch's layer names: its dilation.
 _HEADS = {"aspp": {"_1": 6, "_2": 12, "_3": 18, "_4": 24}, "large-fov": {"": 12}}
 
@@ -71,7 +74,7 @@ def deeplab_resnet101(
     ----------
     caffemodel : Path, optional
         Without it the weights are random.  The file holds the weights three times, once for each
-        scale; the layers whose names end in _res05 and _res075 are the copies.
+        scale; the copies, conv1_res05 to fc1_voc12_res075_c3, are ignored.
     labels : iterable of int
         VOC class ids of the score columns.
     width : int
@@ -85,7 +88,7 @@ def deeplab_resnet101(
         If the frame is of another size, or the file cannot be read or does not fit.
     """
     network = _ResNet101(tuple(labels), width, frame)
-    return network if caffemodel is None else load(network, caffemodel, ignore=".*_res0(5|75)")
+    return network if caffemodel is None else load(network, caffemodel, ignore=_COPIES)
 
 
 class _DeepLab(Segmenter):
@@ -150,7 +153,6 @@ class _ResNet101(_DeepLab):
     """One network at three scales, stride 8."""
 
     blob_names = "fc_fusion", "fc1_interp"
-    copies = "", "_res075", "_res05"  # endings of Caffe's names, in the order of the passes
 
     def __init__(self, labels: tuple[int, ...], width: int, frame: int):
         super().__init__(labels, frame)
@@ -158,6 +160,12 @@ class _ResNet101(_DeepLab):
         self.head = nn.ModuleDict()
         for number, dilation in enumerate((6, 12, 18, 24)):
             self.head[f"fc1_voc12_c{number}"] = nn.Conv2d(32 * width, len(labels), 3, 1, dilation, dilation)
+
+    @staticmethod
+    def name_in_pass(layer: str, number: int) -> str:
+        """Caffe's name of a layer in the passes 0, 1 and 2, at scales 1, 0.75 and 0.5."""
+        scale = ("", "_res075", "_res05")[number]
+        return layer.replace("fc1_voc12", f"fc1_voc12{scale}") if layer.startswith("fc1_voc12") else layer + scale
 
     def body(self, images: Tensor) -> Tensor:
         """Scores fc_fusion of the whole frame, 65 x 65 for 513 x 513."""
