@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -38,50 +39,58 @@ def check(config: dict, schema: Path) -> None:
         place = ".".join(map(str, error.absolute_path)) or "top level"
         raise ValueError(f"configuration, {place}: {_plain(error)}")
     for name, entry in config["networks"].items():
-        for file in entry.get("files", {}).values():
-            if file not in config["downloads"] and "/" not in file:
-                raise ValueError(
-                    f"configuration, networks.{name}: file {file!r} is not in downloads; "
-                    f"a file of your own is given by its path, ./{file} for one in the working directory"
-                )
-        if "training" in entry:
-            _check_training(config, name)
-        _check_architecture(f"configuration, networks.{name}", entry["architecture"])
-    if config["weights"] and not Path(config["weights"]).expanduser().is_dir():
-        raise ValueError(f"configuration, weights: {config['weights']} is not a folder; name one, or leave it out")
+        with _at(f"networks.{name}"):
+            for file in entry.get("files", {}).values():
+                if file not in config["downloads"] and "/" not in file:
+                    raise ValueError(
+                        f"file {file!r} is not in downloads; a file of your own is given by its path, ./{file} for one "
+                        "in the working directory"
+                    )
+            if "training" in entry:
+                _check_training(config, name)
+            _check_function(entry["architecture"])
+    with _at("weights"):
+        if config["weights"] and not Path(config["weights"]).expanduser().is_dir():
+            raise ValueError(f"{config['weights']} is not a folder; name one, or leave it out")
     for file, entry in config["downloads"].items():
-        if "archive" in entry and "urls" not in config["downloads"].get(entry["archive"], {}):
-            raise ValueError(
-                f"configuration, downloads.{file}: archive {entry['archive']!r} is not an entry of downloads with urls"
-            )
-    if "none" in config["networks"]:
-        raise ValueError("configuration, networks: 'none' means the clean image; give the network another name")
-    for name in (*config["tables"], *config["figures"]):
-        if name in RESERVED:
-            raise ValueError(f"configuration, {name}: this name is taken by what is always made; choose another")
-    for name in config["figures"]:
-        if name in config["tables"]:
-            raise ValueError(f"configuration, figures.{name}: a table has this name as well; rename one of them")
-    _check_pixels("pixels", config)
-    for kind in ("tables", "figures"):
-        for name, entry in config[kind].items():
-            _check_pixels(f"{kind}.{name}.pixels", entry)
-            _check_product(config, f"{kind}.{name}", entry)
-    for entry in config["given_up"]:
-        image_set, _, shard = entry.partition("/")
-        if image_set not in config["image_sets"] or shard not in plan.all_shards(config, image_set):
-            raise ValueError(f"configuration, given_up: there is no shard {entry}; write image set/shard")
-        if not plan.shards(config, image_set):
-            raise ValueError(f"configuration, given_up: no shard of {image_set} is left; take one out of the list")
+        with _at(f"downloads.{file}"):
+            if "archive" in entry and "urls" not in config["downloads"].get(entry["archive"], {}):
+                raise ValueError(f"archive {entry['archive']!r} is not an entry of downloads with urls")
+    with _at("networks"):
+        if "none" in config["networks"]:
+            raise ValueError("'none' means the clean image; give the network another name")
+    with _at("pixels"):
+        _check_pixels(config)
+    for kind, name in [(key, name) for key in ("tables", "figures") for name in config[key]]:
+        with _at(f"{kind}.{name}"):
+            if name in RESERVED:
+                raise ValueError("this name is taken by what is always made; choose another")
+            if kind == "figures" and name in config["tables"]:
+                raise ValueError("a table has this name as well; rename one of them")
+            _check_pixels(config[kind][name])
+            _check_product(config, config[kind][name])
+    with _at("given_up"):
+        for entry in config["given_up"]:
+            image_set, _, shard = entry.partition("/")
+            if image_set not in config["image_sets"] or shard not in plan.all_shards(config, image_set):
+                raise ValueError(f"there is no shard {entry}; write image set/shard")
+            if not plan.shards(config, image_set):
+                raise ValueError(f"no shard of {image_set} is left; take one out of the list")
 
 
-def _check_pixels(place: str, entry: dict) -> None:
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in the configuration an error is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"configuration, {place}: {error}") from error
+
+
+def _check_pixels(entry: dict) -> None:
     """Refuse pixels that no job makes."""
     for pixels in entry.get("pixels", []):
-        try:
-            check_pixels(pixels)
-        except ValueError as error:
-            raise ValueError(f"configuration, {place}: {error}") from error
+        check_pixels(pixels)
 
 
 def _check_attack(config: dict, source: str) -> None:
@@ -91,6 +100,8 @@ def _check_attack(config: dict, source: str) -> None:
     for one in settings.get("worst_of", [settings]):
         if problem := contradiction(one, task):
             raise ValueError(f"attack {variant or task}: {problem}")
+        if "function" in one:
+            _check_function(one["function"])
 
 
 def contradiction(settings: dict, task: str) -> str | None:
@@ -125,26 +136,26 @@ def contradiction(settings: dict, task: str) -> str | None:
     return None
 
 
-def _check_architecture(place: str, architecture: str) -> None:
+def _check_function(name: str) -> None:
     """Refuse a file or a function that is not there.  Nothing is imported: torch would take seconds."""
-    module, _, function = architecture.partition(":")
+    module, _, function = name.partition(":")
     own = module.endswith(".py")
     path = Path(module) if own else ROOT / (module.replace(".", "/") + ".py")
     if not own and module.split(".")[0] != "dag":  # of an installed package only the package is looked for
         package = module.partition(".")[0]
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{place}: there is no package {package!r}; install it")
+            raise ValueError(f"there is no package {package!r}; install it")
         return
     if not path.is_file():
         where = f"in {Path.cwd()}" if own else "in the project"
-        raise ValueError(f"{place}: there is no {module} {where}")
+        raise ValueError(f"there is no {module} {where}")
     try:
         body = ast.parse(path.read_bytes()).body
     except SyntaxError as error:
-        raise ValueError(f"{place}: {module} is not Python ({error})") from error
+        raise ValueError(f"{module} is not Python ({error})") from error
     names = {name for statement in body for name in _bound(statement)}
     if function not in names and "*" not in names:
-        raise ValueError(f"{place}: there is no {function} in {module}{did_you_mean(function, names)}")
+        raise ValueError(f"there is no {function} in {module}{did_you_mean(function, names)}")
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
@@ -162,22 +173,22 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 def _check_training(config: dict, name: str) -> None:
     """Refuse a training by a recipe for another task, or from weights that do not exist."""
-    place, entry = f"configuration, networks.{name}", config["networks"][name]
+    entry = config["networks"][name]
     training = entry["training"]
     if "body" in training:
         return
     task = config["recipes"][training["recipe"]]["task"]
     if task != entry["task"]:
-        raise ValueError(f"{place}: recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
+        raise ValueError(f"recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
     initial, stages = training["initial"], {name}
     if isinstance(initial, str) and initial not in config["downloads"] and "/" not in initial:
-        raise ValueError(f"{place}: initial weights {initial!r} are not in downloads")
+        raise ValueError(f"initial weights {initial!r} are not in downloads")
     while isinstance(initial, dict):
         stage = initial["network"]
         if "recipe" not in config["networks"].get(stage, {}).get("training", {}):
-            raise ValueError(f"{place}: initial network {stage!r} is not a network that a recipe trains")
+            raise ValueError(f"initial network {stage!r} is not a network that a recipe trains")
         if stage in stages:
-            raise ValueError(f"{place}: it starts from {stage!r}, which starts from it; name a file for one of them")
+            raise ValueError(f"it starts from {stage!r}, which starts from it; name a file for one of them")
         stages.add(stage)
         initial = config["networks"][stage]["training"]["initial"]
 
@@ -199,9 +210,9 @@ def _plain(error: jsonschema.ValidationError) -> str:
     """A jsonschema error in words that do not need the schema."""
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
-        unknown = min(set(error.instance) - set(known))
+        unknown = min(set(error.instance) - set(known), key=str)
         keys = ", ".join(known) or "names of another form"
-        return f"unknown key {unknown!r}; known keys are {keys}{did_you_mean(unknown, known)}"
+        return f"unknown key {unknown!r}; known keys are {keys}{did_you_mean(str(unknown), known)}"
     if error.validator == "oneOf" and all("required" in option for option in error.validator_value):
         return f"give exactly one of {' and '.join(option['required'][0] for option in error.validator_value)}"
     if error.validator == "contains":
@@ -209,58 +220,51 @@ def _plain(error: jsonschema.ValidationError) -> str:
     return error.message
 
 
-def _check_product(config: dict, place: str, entry: dict) -> None:
+def _check_product(config: dict, entry: dict) -> None:
     others = entry.get("other_image_sets", {})
     if others and entry.get("kind") == "gallery":
-        raise ValueError(f"configuration, {place}: a gallery shows one image set; make one gallery for each")
+        raise ValueError("a gallery shows one image set; make one gallery for each")
     for image_set in (entry["image_set"], *others.values()):
         if config["image_sets"][image_set].get("repeated"):
-            raise ValueError(
-                f"configuration, {place}: image set {image_set!r} may list an image twice; it is for training alone"
-            )
-    _check_choice(place, entry)
+            raise ValueError(f"image set {image_set!r} may list an image twice; it is for training alone")
+    _check_choice(entry)
     if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
-        raise ValueError(
-            f"configuration, {place}: network {entry['network']!r} labels no pixels; name one for segmentation"
-        )
+        raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")
     for row in plan.named(entry):
         try:
             _check_row(config, entry.get("kind", entry.get("layout")), row)
         except ValueError as error:
-            raise ValueError(f"configuration, {place}: perturbation {row!r}: {error}") from error
-    _check_paper(place, entry)
+            raise ValueError(f"perturbation {row!r}: {error}") from error
+    _check_paper(entry)
 
 
-def _check_choice(place: str, entry: dict) -> None:
+def _check_choice(entry: dict) -> None:
     """Refuse a way to choose images, or an arrangement, that does not fit the rest of a figure."""
     if "choose" in entry and entry["kind"] != "examples":
-        raise ValueError(
-            f"configuration, {place}: choose is for examples, whose victims have clean scores; leave it out"
-        )
+        raise ValueError("choose is for examples, whose victims have clean scores; leave it out")
     if entry.get("choose") == "clean" and not isinstance(entry.get("images"), int):
-        raise ValueError(f"configuration, {place}: choose has no say in images that are named; give their number")
+        raise ValueError("choose has no say in images that are named; give their number")
     if entry.get("arrangement") == "rows":
         for panel in entry.get("panels", []):
             if len(panel["victims"]) > 1:
                 raise ValueError(
-                    f"configuration, {place}: a panel of the arrangement rows has one victim, "
+                    f"a panel of the arrangement rows has one victim, "
                     f"not {len(panel['victims'])}; make a panel for each, or choose another arrangement"
                 )
 
 
-def _check_paper(place: str, entry: dict) -> None:
+def _check_paper(entry: dict) -> None:
     """Refuse values of the paper that no cell of a table would show."""
     white_box = entry.get("layout") == "white-box"
     known_rows = entry["sources"] if white_box else plan.rows(entry)
     known_columns = ("ORIG", "ADVR", "PERM", "p") if white_box else (*plan.victims(entry), "p")
     for row, columns in entry.get("paper", {}).items():
         if row not in known_rows:
-            raise ValueError(f"configuration, {place}: paper names the row {row!r}, which the table does not have")
+            raise ValueError(f"paper names the row {row!r}, which the table does not have")
         for column in columns:
             if column not in known_columns:
                 raise ValueError(
-                    f"configuration, {place}: paper names the column {column!r} in row {row!r}; "
-                    f"known are {', '.join(known_columns)}"
+                    f"paper names the column {column!r} in row {row!r}; known are {', '.join(known_columns)}"
                 )
 
 

@@ -453,6 +453,17 @@ def test_an_architecture_that_is_not_there(tmp_path, monkeypatch):
     assert message(own("mine.py:build")).startswith("configuration, networks.mini-fcn-vgg: mine.py is not Python (")
 
 
+def test_an_attack_of_ones_own_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overlay = rows("none", "mini-fcn-vgg@own") | {"variants": {"own": {"function": "own/attack.py:attack"}}}
+    assert message(changed(overlay)) == (
+        "configuration, tables.mine: perturbation 'mini-fcn-vgg@own': there is no own/attack.py in " + str(tmp_path)
+    )
+    Path("own").mkdir()
+    Path("own/attack.py").write_text("def attack(f, image, target, settings, rng):\n    return image\n")
+    configuration.check(changed(overlay), SCHEMA)
+
+
 def test_a_folder_of_weights_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
