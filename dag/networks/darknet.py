@@ -65,7 +65,7 @@ class Features:
 def yolo(
     cfg: Path,
     weights: Path,
-    labels: Iterable[int] = range(1, 21),
+    labels: Iterable[int | None] = range(1, 21),
     score_threshold: float = 0.005,
     nms: float = 0.45,
     letter_box: bool | None = None,
@@ -75,15 +75,19 @@ def yolo(
     Parameters
     ----------
     cfg, weights : Path
-    labels : iterable of int
-        VOC class ids of the class columns; the default is right for weights trained on VOC.
+    labels : iterable of int or None
+        VOC class ids of the class columns; the default is right for weights trained on VOC.  A class that VOC does
+        not have, of weights trained on COCO, is None and left out; not with [region] heads, whose softmax is over
+        all classes.
     score_threshold : float
         `detect` reports every class whose objectness x probability exceeds it.  0.005 is what
         Darknet itself uses to measure mAP (0.25 and 0.5 are for display): average precision ranks
         all detections, and cutting at 0.2 costs 3 to 5 points (VOC samples).  Results depend
         on it, so it belongs beside every mAP.
     nms : float
-        IoU above which `detect` suppresses boxes of the same class.
+        IoU above which `detect` suppresses boxes of the same class.  With `nms_kind=diounms` in the last head, IoU less
+        (d^2 / c^2)^beta_nms, d between the centres of two boxes and c the diagonal of both together, in fractions of
+        the image (`diounms_sort`).
     letter_box : bool, optional
         Fit the image into the frame of the cfg with its aspect ratio kept, on a grey of 0.5, instead of squeezing it
         to the size of the frame.  By default what [net] says, and False if it says nothing.
@@ -101,13 +105,16 @@ class _Yolo(Detector):
         self,
         cfg: Path,
         weights: Path,
-        labels: tuple[int, ...],
+        labels: tuple[int | None, ...],
         score_threshold: float,
         nms: float,
         letter_box: bool | None,
     ):
         super().__init__()
-        self.labels, self.score_threshold, self.nms = labels, score_threshold, nms
+        self.labels = tuple(label for label in labels if label is not None)
+        self.classes = len(labels)
+        self.columns = [*range(5), *(5 + column for column, label in enumerate(labels) if label is not None)]
+        self.score_threshold, self.nms = score_threshold, nms
         net, *sections = read_cfg(cfg)
         numbers = read_weights(weights)
         self.convolutions = nn.ModuleList()
@@ -145,6 +152,8 @@ class _Yolo(Detector):
                     anchors.append(_anchors(kind, section, inputs[0].shape[1:], self.frame, len(labels)))
                     kinds.add((kind, self._raw(section, sections[number - 1], number)))
                     self.heads.append(number)
+                    beta = section.real("beta_nms", 0.6)  # of the last head in the end
+                    self.beta = beta if section.text("nms_kind", "default") == "diounms" else None
                     self.unread.add(number)
                 self.steps.append((function, sources))
         except (ValueError, RuntimeError) as error:  # the latter from torch: shapes that do not fit
@@ -158,6 +167,8 @@ class _Yolo(Detector):
             raise ValueError(f"{weights}: {len(numbers)} numbers too many for {cfg.name}; give the weights made for it")
         ((kind, self.new_coords),) = kinds
         self.softmax = kind == "region"
+        if self.softmax and len(self.labels) < len(labels):
+            raise ValueError(f"{cfg}: labels hold None, and the softmax of a [region] layer is over all classes")
         for name, parts in zip(("grid", "cell", "anchor", "stretch"), zip(*anchors, strict=True), strict=True):
             self.register_buffer(name, torch.cat(parts))
 
@@ -200,8 +211,10 @@ class _Yolo(Detector):
         return rows, max(1, width * rows // height)
 
     def features(self, images: Tensor) -> Features:
-        rows = [_rows(map_, 5 + len(self.labels)) for map_ in self.maps(images)]
-        return Features(torch.cat(rows, 1), tuple(images.shape[-2:]))
+        rows = torch.cat([_rows(map_, 5 + self.classes) for map_ in self.maps(images)], 1)
+        if len(self.labels) < self.classes:
+            rows = rows[..., self.columns]
+        return Features(rows, tuple(images.shape[-2:]))
 
     @torch.no_grad()
     def propose(self, features: Features, *, nms: float, limit: int) -> list[Proposals]:
@@ -235,7 +248,12 @@ class _Yolo(Detector):
             confidence = self._confidence(rows)
             anchors, columns = (confidence > self.score_threshold).nonzero(as_tuple=True)
             boxes, scores = self._boxes(rows, features.size)[anchors], confidence[anchors, columns]
-            kept = operators.class_nms(boxes, scores, columns, self.nms)
+            if self.beta is None:
+                kept = operators.class_nms(boxes, scores, columns, self.nms)
+            else:
+                height, width = features.size
+                relative = boxes / boxes.new_tensor([width, height, width, height])
+                kept = _diou_nms(relative, scores, columns, self.nms, self.beta)
             boxes = clip(boxes[kept], features.size).float()
             detections.append(Detections(boxes, labels[columns[kept]], scores[kept].float()))
         return detections
@@ -282,7 +300,7 @@ def _anchors(
         raise ValueError(f"{section.integer('classes', 20)} classes do not fit {classes} labels")
     if channels != len(chosen) * (5 + classes):
         raise ValueError(f"{channels} channels are not {len(chosen)} anchors x (5 + {classes} classes)")
-    if section.text("nms_kind", "default") not in ("default", "greedynms"):
+    if section.text("nms_kind", "default") not in ("default", "greedynms", "diounms"):
         raise ValueError(f"nms_kind {section.options['nms_kind']} is not supported")
     if kind == "region" and (section.integer("softmax", 0, 0), section.integer("coords", 4)) != (1, 4):
         raise ValueError("only softmax=1 and coords=4 are supported")
@@ -295,6 +313,22 @@ def _anchors(
     if stretch <= 0:
         raise ValueError(f"option scale_x_y={stretch} is not positive")
     return grid, cell, size, torch.full((len(grid), 1), stretch)
+
+
+def _diou_nms(boxes: Tensor, scores: Tensor, columns: Tensor, threshold: float, beta: float) -> Tensor:
+    """Rows kept of boxes (R, 4), best score first; boxes of different `columns` (R,) never suppress each other."""
+    order, kept = scores.argsort(descending=True, stable=True), []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        one, others = boxes[best], boxes[order]
+        shared = (torch.minimum(one[2:], others[:, 2:]) - torch.maximum(one[:2], others[:, :2])).clamp(min=0).prod(1)
+        union = (one[2:] - one[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
+        around = torch.maximum(one[2:], others[:, 2:]) - torch.minimum(one[:2], others[:, :2])
+        apart = (one[:2] + one[2:] - others[:, :2] - others[:, 2:]) / 2
+        likeness = shared / union - (apart.square().sum(1) / around.square().sum(1)) ** beta
+        order = order[(columns[order] != columns[best]) | ~(likeness > threshold)]
+    return torch.stack(kept) if kept else columns.new_empty(0)
 
 
 def _rows(map_: Tensor, columns: int) -> Tensor:

@@ -41,16 +41,16 @@ _READ = {
     "softmax": "groups temperature",
     "dropout": "probability dropblock dropblock_size_rel dropblock_size_abs",
     "empty": "",
-    "yolo": "mask anchors classes num scale_x_y new_coords nms_kind",
+    "yolo": "mask anchors classes num scale_x_y new_coords nms_kind beta_nms",
     "region": "anchors classes num coords softmax",
 }
 
-# What concerns training, or how a GPU orders its work.  `beta_nms` belongs to a suppression that is refused.
+# What concerns training, or how a GPU orders its work.
 _TRAINING = (
     "onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate clip grad_centr stream wait_stream "
     "noloss jitter resize random ignore_thresh truth_thresh iou_thresh iou_thresh_kind cls_normalizer iou_normalizer "
     "obj_normalizer delta_normalizer iou_loss max max_delta label_smooth_eps objectness_smooth focal_loss "
-    "counters_per_class show_details beta_nms angle absolute thresh rescore bias_match log sqrt "
+    "counters_per_class show_details angle absolute thresh rescore bias_match log sqrt "
     "coord_scale object_scale noobject_scale mask_scale class_scale"
 )
 

@@ -393,6 +393,57 @@ def test_letter_box(tmp_path):
     assert upright == (32, 1)
 
 
+def diou_sort(boxes, scores, columns, threshold: float, beta: float) -> list[int]:
+    """`diounms_sort` and `box_diounms` of Darknet's box.c, in loops."""
+    order = sorted(range(len(scores)), key=lambda row: -scores[row])
+    kept = set(order)
+    for place, i in enumerate(order):
+        for j in order[place + 1 :]:
+            if not {i, j} <= kept or columns[i] != columns[j]:
+                continue
+            a, b = boxes[i], boxes[j]
+            wide = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+            high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - wide * high
+            c = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+            d = ((a[0] + a[2] - b[0] - b[2]) / 2) ** 2 + ((a[1] + a[3] - b[1] - b[3]) / 2) ** 2
+            if wide * high / union - (d / c) ** beta > threshold:
+                kept.remove(j)
+    return [row for row in order if row in kept]
+
+
+def test_diou_suppression_is_the_loop_of_box_c(tmp_path):
+    arguments = dict(score_threshold=0.1, nms=0.2)
+    found = {}
+    for kind in ("greedynms", "diounms"):
+        net = Net(width=64, height=64).conv(3, 8, 3, stride=8)
+        network = network_of(head(net, 8, nms_kind=kind, beta_nms=0.7).files(tmp_path), **arguments)
+        found[kind] = network.detect(images(48, 80))[0]
+    assert len(found["greedynms"].boxes) < len(found["diounms"].boxes)
+    features = network.features(images(48, 80))
+    confidence = network._confidence(features.rows[0])
+    rows, columns = (confidence > 0.1).nonzero(as_tuple=True)
+    boxes, scores = network._boxes(features.rows[0], (1, 1))[rows], confidence[rows, columns]
+    kept = diou_sort(boxes.tolist(), scores.tolist(), columns.tolist(), 0.2, 0.7)
+    assert 5 < len(kept) < len(scores)
+    np.testing.assert_allclose(found["diounms"].scores, scores[kept])
+    assert found["diounms"].labels.tolist() == [(12, 15)[column] for column in columns[kept].tolist()]
+    network.score_threshold = 1.0
+    assert network.detect(images(48, 80))[0].boxes.shape == (0, 4)
+
+
+def test_classes_that_voc_does_not_have_are_left_out(tmp_path):
+    files = head(Net().conv(3, 8, 3, stride=8), 8).files(tmp_path)
+    both, one = network_of(files), network_of(files, labels=(None, 15))
+    image = images(40, 50)
+    assert one.labels == (15,)
+    np.testing.assert_array_equal(one.features(image).rows, both.features(image).rows[..., [0, 1, 2, 3, 4, 6]])
+    mine, theirs = one.detect(image)[0], both.detect(image)[0]
+    np.testing.assert_array_equal(mine.boxes, theirs.boxes[theirs.labels == 15])
+    with pytest.raises(ValueError, match=r"the softmax of a \[region\] layer is over all classes"):
+        network_of(tiny_yolo_voc().files(tmp_path), labels=(None, 15))
+
+
 # Refusals
 
 
@@ -463,7 +514,8 @@ def test_layers_are_refused(tmp_path, kind, options, match):
         (dict(scale_x_y=0), "option scale_x_y=0.0 is not positive"),
         (dict(scale_x_y="inf"), "option scale_x_y=inf is not made of numbers"),
         (dict(new_coords=1), "new_coords needs activation=logistic in the convolution before it"),
-        (dict(nms_kind="diounms"), "nms_kind diounms is not supported"),
+        (dict(nms_kind="cornersnms"), "nms_kind cornersnms is not supported"),
+        (dict(nms_kind="diounms", beta_nms="x"), "option beta_nms=x is not made of numbers"),
         (dict(map="coco9k.map"), "option map is not supported"),
         (dict(embedding_layer=3), "option embedding_layer is not supported"),
     ],
