@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 # The checkout; `workflow.basedir` is that of the importer where this is a module.
-HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+HERE = Path(str(workflow.current_basedir)).parent
 
 if not (HERE / "dag").is_dir():
     raise WorkflowError(f"there is no package dag in {HERE}: clone the workflow and give the path of its Snakefile")

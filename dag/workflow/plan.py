@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dag.workflow.names import parse
 
-# What a job says when one image keeps it from its end, see `advice`.
+# What a job says when one image keeps it from its end, see `advice`; behind it the shard, if it is not that of the job.
 OF_ONE_IMAGE = "This concerns one image: the shard can be given up."
 # Tables that are always made.
 ABOUT = ("claims", "perceptibility", "statuses")
@@ -286,10 +286,10 @@ def advice(log: str, config: dict, read: Callable[[str], str]) -> str:
         "Mend that and start the same command again: what is finished is kept."
     )
     failed = dict.fromkeys(config["given_up"])
-    for job in re.findall(r"^Error in rule (?:perturb|predict):$((?:\n +.*)*)", log, re.MULTILINE):
+    for job in re.findall(r"^Error in rule (?:perturb|predict|check_images):$((?:\n +.*)*)", log, re.MULTILINE):
         said = dict(re.findall(r"^ +(output|log): (\S+)", job, re.MULTILINE))
-        if OF_ONE_IMAGE in read(said["log"]):
-            failed[_shard_of(Path(said["output"]))] = None
+        for shard in re.findall(f"^{OF_ONE_IMAGE} ?(\\S*)$", read(said["log"]), re.MULTILINE):
+            failed[shard or _shard_of(Path(said["output"]))] = None
     # none of an image set that would be left without images
     left = config | {"given_up": list(failed)}
     useful = [name for name in failed if shards(left, name.partition("/")[0])]

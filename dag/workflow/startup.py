@@ -61,7 +61,7 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
     if ours and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)):
         print(f"Error: {error}", file=sys.stderr)
         if isinstance(error, image_sets.ImageError):
-            print(plan.OF_ONE_IMAGE, file=sys.stderr)
+            print(plan.OF_ONE_IMAGE, *getattr(error, "__notes__", []), file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

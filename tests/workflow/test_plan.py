@@ -819,6 +819,10 @@ def test_the_advice_gives_up_the_shards_whose_images_cannot_be_used():
     assert offered({"given_up": ["voc-test/0000"]}, s0001=image, s0012=full, s0002=full) == (
         "'given_up=[voc-test/0000, voc-test/0001]'"
     )
+    # a job that reads the whole image set names the shard
+    checked = ERRORS.replace("perturb:", "check_images:").replace("a@b/0001.h5", "checked/image.txt")
+    text = plan.advice(checked, SIZES | none, lambda path: f"{image} voc-test/0002\n" if "0001" in path else "")
+    assert text.endswith("'given_up=[voc-test/0002]'")
     # a full disk, a lock: no image is to blame
     assert offered(none, s0001=full, s0012=full, s0002=full) == ""
     # and nothing is offered that would leave no image
