@@ -30,12 +30,13 @@ for name in layers.DEFAULTS:
     configfile: HERE / "config" / f"{name}.yaml"
 
 
+defaults = layers.defaults(HERE / "config")
 try:
     if workflow.is_main_process and workflow.modifier.is_main_snakefile():
         overlays = [load_configfile(file) for file in workflow.config_settings.configfiles]
-        layers.check_experiment(layers.defaults(HERE / "config"), *overlays, workflow.config_settings.config)
+        layers.check_experiment(defaults, *overlays, workflow.config_settings.config)
     # a module's `config` is an overlay, too
-    config = layers.without_nulls(layers.merged(layers.defaults(HERE / "config"), config))
+    config = layers.without_nulls(layers.merged(defaults, config))
     configuration.check(config, HERE / "config/schemas/config.schema.yaml")
     config = description.with_kind(configuration.with_local_voc(config))
     configuration.check_lists(config)
