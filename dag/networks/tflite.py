@@ -114,7 +114,10 @@ def real_values(tensor: Tensor) -> np.ndarray:
     """Dequantised values of a stored tensor, float32, in the tensor's shape."""
     if tensor.stored is None:
         raise ValueError(f"tensor {tensor.name!r} has no stored values")
-    return (tensor.scale * (tensor.stored.astype(np.float64) - tensor.zero_point)).astype(np.float32)
+    with np.errstate(
+        all="ignore"
+    ):  # weights of a damaged file that are not finite are refused when the network is built
+        return (tensor.scale * (tensor.stored.astype(np.float64) - tensor.zero_point)).astype(np.float32)
 
 
 def _tensor(tensor: schema.TensorT, buffers: list[schema.BufferT]) -> Tensor:

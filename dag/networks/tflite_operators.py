@@ -50,8 +50,7 @@ def function(operator: tflite.Operator, tensors: Sequence[tflite.Tensor]) -> Cal
         constants = [None if tensor.stored is None else _as_map(tensor) for tensor in inputs]
         return partial(_arithmetic, operation=_ARITHMETIC[kind], constants=constants, activation=_activation(operator))
     if kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
-        window = (options["filterHeight"], options["filterWidth"])
-        stride = (options["strideH"], options["strideW"])
+        window, stride = _sizes(operator, "filterHeight", "filterWidth"), _sizes(operator, "strideH", "strideW")
         padding = _padding(options["padding"], inputs[0].shape[1:3], window, stride, (1, 1))
         pool = _average_pool if kind == "AVERAGE_POOL_2D" else _max_pool
         return partial(pool, window=window, stride=stride, padding=padding, activation=_activation(operator))
@@ -84,12 +83,11 @@ def _convolution(operator: tflite.Operator, inputs: list[tflite.Tensor]) -> nn.S
     image, kernel, *bias = inputs
     options = operator.options
     weight = torch.from_numpy(tflite.real_values(kernel))  # (out, height, width, in); depthwise (1, height, width, out)
-    groups = image.shape[3] // weight.shape[3]
+    groups = image.shape[3] // max(1, weight.shape[3])
     if operator.kind == "DEPTHWISE_CONV_2D":
         weight, groups = weight.permute(3, 1, 2, 0), image.shape[3]
     weight = weight.permute(0, 3, 1, 2)
-    stride = (options["strideH"], options["strideW"])
-    dilation = (options["dilationHFactor"], options["dilationWFactor"])
+    stride, dilation = _sizes(operator, "strideH", "strideW"), _sizes(operator, "dilationHFactor", "dilationWFactor")
     before, after = _padding(options["padding"], image.shape[1:3], weight.shape[2:], stride, dilation)
     symmetric = before if before == after else (0, 0)
     convolution = nn.Conv2d(
@@ -108,6 +106,15 @@ def _convolution(operator: tflite.Operator, inputs: list[tflite.Tensor]) -> nn.S
     if before != after:
         steps.insert(0, nn.ZeroPad2d((before[1], after[1], before[0], after[0])))
     return nn.Sequential(*steps)
+
+
+def _sizes(operator: tflite.Operator, *names: str) -> tuple[int, ...]:
+    sizes = tuple(operator.options[name] for name in names)
+    if min(sizes) < 1:
+        raise ValueError(
+            f"{operator.kind} has {names[0]}={sizes[0]} and {names[1]}={sizes[1]}; download the file again"
+        )
+    return sizes
 
 
 def _padding(kind: str, size, kernel, stride, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -133,6 +140,8 @@ def _as_map(tensor: tflite.Tensor) -> Tensor:
     values = torch.from_numpy(tflite.real_values(tensor))
     if values.numel() not in (1, *values.shape[-1:]):
         raise ValueError(f"tensor {tensor.name!r} of shape {tensor.shape} is neither a number nor a row of channels")
+    if not values.isfinite().all():
+        raise ValueError(f"tensor {tensor.name!r} has values that are not finite; download the file again")
     return values.reshape(1, -1, 1, 1)
 
 

@@ -544,6 +544,31 @@ def test_region_heads_are_refused(tmp_path, old, new, match):
     refused(tmp_path, net, match)
 
 
+def test_a_damaged_cfg_ends_in_one_sentence(tmp_path):
+    """Lines that are lost, exchanged or changed are harmless or a ValueError with the name of the file."""
+    random = np.random.default_rng(0)
+    values = ["-1", "0", "2", "99999", "1" * 30, "nan", "1e9", "", "x", "-1,-2", "0.5", ",", "\u0661", "0x10"]
+    messages = []
+    for _ in range(150):
+        net = STRUCTURES[random.integers(len(STRUCTURES))]()
+        lines = net.text.splitlines()
+        first, second = random.integers(len(lines), size=2)
+        change = random.integers(3)
+        if change == 0:
+            del lines[first]
+        elif change == 1:
+            lines[first], lines[second] = lines[second], lines[first]
+        else:
+            lines[first] = lines[first].partition("=")[0] + "=" + random.choice(values)
+        net.text = "\n".join(lines)
+        try:
+            network_of(net.files(tmp_path)).detect(images(20, 30))
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert all("tiny." in message and "\n" not in message for message in messages)
+
+
 def test_nobody_reads_a_head(tmp_path):
     net = head(Net().conv(3, 8, 3), 8).conv(14, 8)
     refused(tmp_path, head(net, 8), r"layer 3 \[convolutional\], .*it reads the output of a head")

@@ -471,7 +471,7 @@ def test_damaged_files_end_in_one_sentence(tmp_path):
         for position in random.integers(8, len(data), 3):
             damaged[position] = random.integers(256)
         try:
-            tflite.read_graph(write(tmp_path, bytes(damaged)))
+            deeplab_mobilenet(write(tmp_path, bytes(damaged)), labels=range(CLASSES), **RAW)
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) > 10
