@@ -20,6 +20,13 @@ from dag.workflow.plan import did_you_mean
 ROOT = Path(__file__).parents[2]
 RESERVED = ("all", *plan.ABOUT)
 
+# Modules of networks that have moved: old name, new name.
+MOVED = {
+    f"dag.networks.{old}": f"dag.networks.{new}"
+    for name in ("fcn", "deeplab", "faster_rcnn", "rfcn")
+    for old, new in ((name, f"mini.{name}"), (f"{name}_caffe", f"caffe.{name}"))
+}
+
 
 def check(config: dict, schema: Path) -> None:
     """Refuse a configuration that cannot be run.
@@ -139,6 +146,8 @@ def contradiction(settings: dict, task: str) -> str | None:
 def _check_function(name: str) -> None:
     """Refuse a file or a function that is not there.  Nothing is imported: torch would take seconds."""
     module, _, function = name.partition(":")
+    if module in MOVED:
+        raise ValueError(f"{module} has moved; write {MOVED[module]}:{function}")
     own = module.endswith(".py")
     path = Path(module) if own else ROOT / (module.replace(".", "/") + ".py")
     if not own and module.split(".")[0] != "dag":  # of an installed package only the package is looked for

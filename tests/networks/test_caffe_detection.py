@@ -274,7 +274,7 @@ def test_network_equals_opencv(name, tmp_path):
     rpn = "rpn_conv1" if body == "zf" else "rpn_conv/3x3"  # the alternately trained ZF calls it so
     layers[rpn] = layers.pop("rpn_conv/3x3")
     path = write(tmp_path / "weights.caffemodel", layers)
-    network = make(name, {"caffemodel": path})
+    network = make(name, {"caffemodel": path}, round_windows=name == "zf-matlab")
 
     image = images(1, 60, 70)
     proposals = random_boxes(40, 60, 70)
@@ -477,7 +477,7 @@ def test_proposals_equal_opencv(tmp_path):
     np.testing.assert_allclose(got.boxes.numpy(), expected, atol=1e-3)
 
 
-def literal_detections(network, features, image: int, matlab: bool):
+def literal_detections(network, features, image: int, matlab: bool, lowest: float, limit: int | None):
     """From the proposals of the release on, class by class; (score, box, class), 0-based."""
     (height, width), scale = features.size, features.scale
     starts = literal_proposals(network, features, image, matlab, 16, 0.7, 300, 6000)
@@ -494,10 +494,10 @@ def literal_detections(network, features, image: int, matlab: bool):
             box = clipped(box, int(matlab), width - 1 + matlab, height - 1 + matlab)
             found.append((probabilities[r, column], [value - matlab for value in box], LABELS[column]))
         found.sort(key=lambda one: -one[0])
-        found = found[:100] if matlab else [one for one in found if one[0] > 0.05]
+        found = found[:100] if matlab else [one for one in found if one[0] > lowest]
         detections += literal_nms(found, 0.3)
     detections.sort(key=lambda one: -one[0])
-    return detections if matlab else detections[:100]
+    return detections[:limit]
 
 
 def _rest(features):
@@ -516,16 +516,17 @@ def test_detections_equal_a_literal_implementation(name, tmp_path):
     for image in range(2):
         # One by one: proposals that pool the same places have the same scores to the last digit, and keep their order.
         (found,) = network.detect(inputs[image : image + 1])
-        expected = literal_detections(network, features, image, name == "zf-matlab")
+        lowest, limit = {"zf-matlab": (0, None), "resnet50": (-math.inf, 400)}.get(name, (0.05, 100))
+        expected = literal_detections(network, features, image, name == "zf-matlab", lowest, limit)
         assert len(expected) > 10
         np.testing.assert_allclose(found.scores.numpy(), [one[0] for one in expected], atol=1e-9)
         np.testing.assert_allclose(found.boxes.numpy(), [one[1] for one in expected], atol=1e-9)
         assert found.labels.tolist() == [one[2] for one in expected]
 
 
-@pytest.mark.parametrize(("name", "count"), [("zf", 100), ("zf-matlab", 600)])
+@pytest.mark.parametrize(("name", "count"), [("zf", 100), ("zf-matlab", 600), ("resnet50", 400)])
 def test_limits_on_detections(name, count):
-    """150 separate boxes that may be anything: the 100 best of the image, or the 100 best of each class."""
+    """150 separate boxes that may be anything: the 100 or 400 best of the image, or the 100 best of each class."""
     network = make(name)
     places = torch.arange(150.0)
     corners = torch.stack([places % 15 * 10, places // 15 * 10], 1)
@@ -537,11 +538,68 @@ def test_limits_on_detections(name, count):
     (found,) = network.detect(images(1, 100, 150))
     assert len(found.scores) == count
     foreground = scores.softmax(1)[:, 1:]
-    best = foreground.flatten().topk(100).values if name == "zf" else foreground.topk(100, 0).values.flatten()
-    assert found.scores.tolist() == sorted(best.tolist(), reverse=True)
-    grown = 1 if name == "zf" else 0  # a zero delta
+    best = foreground.topk(100, 0).values if name == "zf-matlab" else foreground.flatten().topk(count).values
+    assert found.scores.tolist() == sorted(best.flatten().tolist(), reverse=True)
+    grown = 0 if name == "zf-matlab" else 1  # a zero delta
     row = (foreground == found.scores[0]).nonzero()[0, 0]
     assert found.boxes[0].tolist() == (starts[row] + torch.tensor([0, 0, grown, grown])).tolist()
+
+
+@pytest.mark.parametrize(("name", "count"), [("zf", 1), ("vgg16", 1), ("zf-matlab", 18), ("resnet50", 18)])
+def test_lowest_score_of_a_detection(name, count):
+    """Three boxes, one class with the probabilities 0.06, 0.04 and 10^-6, five with 10^-9."""
+    network, first = make(name), torch.tensor([0.06, 0.04, 1e-6])
+    rest = torch.full((3, 5), 1e-9)
+    probabilities = torch.cat([1 - first[:, None] - rest.sum(1, keepdim=True), first[:, None], rest], 1)
+    starts = torch.tensor([[0.0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]])
+    network.propose = lambda *_, **__: [Proposals(starts)]
+    network.regions = lambda *_: (probabilities.log(), torch.zeros(3, 1, 4))
+    (found,) = network.detect(images(1, 20, 60))
+    assert len(found.scores) == count
+    np.testing.assert_allclose(found.scores[:3].numpy(), first[: min(count, 3)].numpy(), rtol=1e-5)
+    assert set(found.labels[:3].tolist()) == {1}
+
+
+# The windows of the second stage: 2 pixels of the resized image for one of the image, 16 for a place of the maps.
+BOX = [3.8, 10.25, 50.0, 40.1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "attack", "test"),
+    [
+        ("zf", {}, [7.6, 20.5, 100.0, 80.2], [7.6, 20.5, 100.0, 80.2]),
+        ("resnet50", {}, [7.6, 20.5, 100.0, 80.2], [7.6, 20.5, 100.0, 80.2]),
+        ("zf-matlab", {}, [7.6, 20.5, 100.0, 80.2], [8, 21, 100, 80]),
+        ("zf-matlab", {"round_windows": False}, [7.6, 20.5, 100.0, 80.2], [8, 21, 100, 80]),
+        ("zf-matlab", {"round_windows": True}, [8, 21, 100, 80], [8, 21, 100, 80]),
+    ],
+)
+def test_windows_are_rounded_in_the_normal_test_of_the_matlab_release(name, arguments, attack, test, monkeypatch):
+    """The attack reads them as they are, like the code of the paper's authors, unless it is told otherwise."""
+    network, seen = make(name, **arguments), []
+    for module, function in ((faster_rcnn.operators, "roi_pool"), (rfcn, "position_sensitive_pool")):
+        pool = getattr(module, function)
+        monkeypatch.setattr(
+            module, function, lambda maps, rois, *rest, pool=pool: seen.append(rois) or pool(maps, rois, *rest)
+        )
+    features, proposals = network.features(images(1, 48, 64)), [Proposals(torch.tensor([BOX]))]
+    assert features.scale == 2
+    for compute, expected in ((network.scores, attack), (network.regions, test)):
+        seen.clear()
+        compute(features, proposals)
+        for rois in seen:
+            np.testing.assert_allclose(rois.numpy(), [[0, *expected]], rtol=1e-6)
+        assert seen
+
+
+def test_rounding_moves_a_window_to_other_places_of_the_maps():
+    """7.6 / 16 = 0.475 belongs to the first column of the maps, 8 / 16 to the second; columns hold 0, -1, -2, .."""
+    network = make("zf-matlab")
+    maps = -torch.arange(8.0).expand(1, 1, 6, 8)
+    features, proposals = Features(maps, maps, (48, 64), (96, 128), 2.0), [Proposals(torch.tensor([BOX]))]
+    for rounded, first in ((False, 0), (True, -1)):
+        pooled = faster_rcnn.operators.roi_pool(maps, network.windows(features, proposals, rounded), 6, 1 / 16)
+        assert pooled[0, 0, :, 0].tolist() == [first] * 6
 
 
 def test_settings_of_the_normal_test_and_of_the_attack(monkeypatch):
@@ -615,7 +673,10 @@ def test_halves_of_the_matlab_release(tmp_path):
     [
         ("zf", {"body": "alexnet"}, "no body 'alexnet'; choose one of zf, vgg16"),
         ("resnet50", {"body": "zf"}, "no body 'zf'; choose one of resnet50, resnet101"),
-        ("zf", {"convention": "r"}, "no convention 'r'; choose one of py, matlab"),
+        ("zf", {"convention": "r"}, "no convention 'r'; choose one of py, py-r-fcn, matlab"),
+        ("zf", {"round_window": True}, "no setting 'round_window'; known are short, .*, round_windows"),
+        ("zf", {"round_windows": True}, "round_windows: the convention 'py' does not round; leave it out"),
+        ("resnet50", {"round_windows": True}, "round_windows: the convention 'py-r-fcn' does not round"),
         ("zf", {"widths": {"conv6": 3}}, "no layer 'conv6'"),
     ],
 )

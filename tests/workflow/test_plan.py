@@ -464,6 +464,26 @@ def test_an_attack_of_ones_own_that_is_not_there(tmp_path, monkeypatch):
     configuration.check(changed(overlay), SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fcn:fcn", "mini.fcn:fcn"),
+        ("deeplab:deeplab", "mini.deeplab:deeplab"),
+        ("faster_rcnn:faster_rcnn", "mini.faster_rcnn:faster_rcnn"),
+        ("rfcn:rfcn", "mini.rfcn:rfcn"),
+        ("fcn_caffe:fcn_alexnet", "caffe.fcn:fcn_alexnet"),
+        ("fcn_caffe:fcn8s_vgg16", "caffe.fcn:fcn8s_vgg16"),
+        ("deeplab_caffe:deeplab_resnet101", "caffe.deeplab:deeplab_resnet101"),
+        ("faster_rcnn_caffe:faster_rcnn", "caffe.faster_rcnn:faster_rcnn"),
+        ("rfcn_caffe:rfcn", "caffe.rfcn:rfcn"),
+    ],
+)
+def test_an_architecture_that_has_moved(old, new):
+    text = message(own(f"dag.networks.{old}"))
+    assert text.endswith(f"dag.networks.{old.partition(':')[0]} has moved; write dag.networks.{new}")
+    configuration.check(own(text.rpartition("write ")[2]), SCHEMA)
+
+
 def test_a_folder_of_weights_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()

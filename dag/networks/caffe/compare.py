@@ -138,7 +138,7 @@ def _detection(
     return {
         "im_info": torch.tensor([[*features.resized, features.scale]]),
         name.replace("score", "prob"): pairs.softmax(1),
-        "rois": network.windows(features, proposals),
+        "rois": network.windows(features, proposals, network.convention.in_image),
     } | last
 
 

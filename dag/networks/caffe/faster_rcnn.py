@@ -1,16 +1,16 @@
 """FR-ZF and FR-VGG of the paper: Faster R-CNN on ZF and on VGG16, and what R-FCN shares with it.
 
-Ren et al., "Faster R-CNN", 2015.  Two releases exist, whose weights are not interchangeable.  They differ
-in how they measure boxes (`CONVENTIONS`): the Python one ("py": py-faster-rcnn, py-R-FCN) and the one of
-the paper's authors ("matlab").
+Ren et al., "Faster R-CNN", 2015.  There are two releases, the authors' own in MATLAB and py-faster-rcnn.  They
+measure boxes differently (`CONVENTIONS`), so the weights of one do not work with the boxes of the other.
 
-Boxes cross the interface in the frame of the image; the image is resized inside the network.  In
-that frame a proposal of the Python release may exceed the last pixel by a part of one: it was cut to
-the resized image, and it must come back to the network as it was.
+The image is resized inside the network; proposals and detections are in the frame of the image.  A proposal
+of the Python releases may exceed the last pixel of the image by a part of a pixel: it was clipped to the
+resized image, and the second stage needs it unchanged.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -53,12 +53,11 @@ class Convention:
     excess : float
         See `boxes.decode`.
     in_image : bool
-        Proposals are moved to the frame of the image before they are cut, compared and suppressed,
-        and come back to the network rounded to its pixels.  Otherwise all that is done in the frame
-        of the resized image.  In the first case 1-based coordinates of the release become 0-based ones.
+        True: proposals are moved to the frame of the image before they are clipped and suppressed, and the
+        second stage of the normal test reads them rounded to pixels of the resized image.  False: they stay
+        in the frame of the resized image and are not rounded.
     lowest, per_class, per_image
-        See `RegionDetector`.  The MATLAB release also keeps at most 40 boxes per class and image on
-        average over a whole image set, which no single image can know of.
+        See `RegionDetector`.
     """
 
     excess: float
@@ -69,7 +68,12 @@ class Convention:
 
 
 CONVENTIONS = {
+    # py-faster-rcnn, test_net() in lib/fast_rcnn/test.py: thresh=0.05, max_per_image=100
     "py": Convention(excess=1, in_image=False, lowest=0.05, per_class=None, per_image=100),
+    # py-R-FCN, the same function: thresh = -np.inf, max_per_image = 400
+    "py-r-fcn": Convention(excess=1, in_image=False, lowest=-math.inf, per_class=None, per_image=400),
+    # faster_rcnn (MATLAB), functions/fast_rcnn: fast_rcnn_test.m, fast_rcnn_map_im_rois_to_feat_rois.m.  Its limit of
+    # 40 boxes per class and image, on average over the image set, is left out: a single image cannot know it.
     "matlab": Convention(excess=0, in_image=True, lowest=0, per_class=100, per_image=None),
 }
 
@@ -113,13 +117,13 @@ def faster_rcnn(
     body : str
         "zf" or "vgg16".
     convention : str
-        "py" or "matlab", see `Convention`.
+        "py" or "matlab", see `CONVENTIONS`.
     caffemodel : Path, optional
         The whole network, or with `proposal_caffemodel` the half called detection_final.  Without it
         the weights are random.
     proposal_caffemodel : Path, optional
         MATLAB release: the half called proposal_final.  Both hold the trunk; that of `caffemodel` is
-        used, as in the authors' attack.
+        used, as in the attack of the paper's authors.
     labels : iterable of int
         VOC class ids of the score columns, background (0) first.
     widths : mapping of str to int, optional
@@ -149,9 +153,9 @@ def faster_rcnn(
 class CaffeDetector(RegionDetector):
     """Input, region proposal network and boxes of the detectors released for Caffe.
 
-    Subclasses set `trunk`, `head`, and `delta_layer`, the layer of `head` that makes the box deltas and
-    how many successive channels of it make one number, and define `pass_trunk` and `regions`, whose
-    box deltas are (R, C - 1, 4) or (R, 1, 4).
+    Subclasses set `trunk`, `head` and `delta_layer`: the layer of `head` that computes the box deltas, and
+    the number of successive channels that belong to one delta.  They define `pass_trunk`, `scores` and `regions`,
+    whose box deltas are (R, C - 1, 4) or (R, 1, 4).
 
     Parameters
     ----------
@@ -166,9 +170,18 @@ class CaffeDetector(RegionDetector):
     smallest : float
         Proposals with a side below it, in pixels of the image, are dropped.
     lowest : float, optional
-        Detections need a probability above it; without it, that of the convention.
+        Detections need a probability above it; by default that of the convention.
     mean : sequence of float
         BGR, subtracted from the image.
+    round_windows : bool
+        Convention "matlab": round the proposals to pixels of the resized image in `scores`, which the attack
+        reads.  The MATLAB release rounds them in its normal test, as `regions` does in any case; the
+        attack of the paper's authors (cihangxie/DAG, fooling_det_net.m) does not.
+
+    Raises
+    ------
+    ValueError
+        If there is no such convention or setting, or the convention does not round.
     """
 
     candidates = 6000
@@ -188,11 +201,18 @@ class CaffeDetector(RegionDetector):
         smallest: float = 16,
         lowest: float | None = None,
         mean: Iterable[float] = MEAN,
+        round_windows: bool = False,
+        **unknown,
     ):
         super().__init__()
+        if unknown:
+            known = "short, long, smallest, lowest, mean, round_windows"
+            raise ValueError(f"there is no setting {next(iter(unknown))!r}; known are {known}")
         if convention not in CONVENTIONS:
             raise ValueError(f"there is no convention {convention!r}; choose one of {', '.join(CONVENTIONS)}")
-        self.labels, self.convention = labels, CONVENTIONS[convention]
+        self.labels, self.convention, self.round_windows = labels, CONVENTIONS[convention], round_windows
+        if round_windows and not self.convention.in_image:
+            raise ValueError(f"round_windows: the convention {convention!r} does not round; leave it out")
         self.short, self.long, self.smallest = short, long, smallest
         self.lowest = self.convention.lowest if lowest is None else lowest
         self.per_class, self.per_image = self.convention.per_class, self.convention.per_image
@@ -252,11 +272,14 @@ class CaffeDetector(RegionDetector):
             for image_boxes, logits in zip(boxes.clip(decoded, frame), objectness, strict=True)
         ]
 
-    def windows(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Proposals as rows (image, x_min, y_min, x_max, y_max) in the frame of the resized image, (R, 5)."""
+    def windows(self, features: Features, proposals: list[Proposals], rounded: bool = False) -> Tensor:
+        """Proposals as rows (image, x_min, y_min, x_max, y_max) in the frame of the resized image, (R, 5).
+
+        With `rounded`, to its pixels.
+        """
         rows = rois(proposals, features.last)
         corners = rows[:, 1:] * features.scale
-        return torch.cat([rows[:, :1], half_up(corners) if self.convention.in_image else corners], 1)
+        return torch.cat([rows[:, :1], half_up(corners) if rounded else corners], 1)
 
     def refine(self, features: Features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
         starts = torch.cat([one.boxes for one in proposals])[:, None]
@@ -287,9 +310,10 @@ class _FasterRCNN(CaffeDetector):
             maps = self.trunk(inputs, [partial(caffe.max_pool, kernel=2, stride=2)] * 4 + [nn.Identity()])[-1]
         return maps, maps
 
-    def vectors(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Output of fc7, (R, D)."""
-        values = operators.roi_pool(features.last, self.windows(features, proposals), self.cells, 1 / STRIDE).flatten(1)
+    def vectors(self, features: Features, proposals: list[Proposals], rounded: bool) -> Tensor:
+        """Output of fc7, (R, D), for proposals as they are or rounded to pixels of the resized image."""
+        windows = self.windows(features, proposals, rounded)
+        values = operators.roi_pool(features.last, windows, self.cells, 1 / STRIDE).flatten(1)
         if values.requires_grad and not any(layer.weight.requires_grad for layer in self.head.values()):
             factor = 1.0 if self.dropout.scale_train else 1 - self.dropout.ratio
             return operators.perceptron(values, [self.head["fc6"], self.head["fc7"]], factor)
@@ -298,10 +322,10 @@ class _FasterRCNN(CaffeDetector):
         return values
 
     def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        return self.head["cls_score"](self.vectors(features, proposals))
+        return self.head["cls_score"](self.vectors(features, proposals, self.round_windows))
 
     def regions(self, features: Features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
-        values = self.vectors(features, proposals)
+        values = self.vectors(features, proposals, self.convention.in_image)
         return self.head["cls_score"](values), self.head["bbox_pred"](values).unflatten(1, (-1, 4))[:, 1:]
 
 

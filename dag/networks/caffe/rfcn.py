@@ -1,7 +1,7 @@
 """R-FCN-RN50 and R-FCN-RN101 of the paper: R-FCN on ResNet, as released with py-R-FCN.
 
-Dai et al., "R-FCN", 2016.  Input, proposals and boxes are those of `dag.networks.caffe.faster_rcnn` by the
-Python convention.
+Dai et al., "R-FCN", 2016.  Input, proposals and boxes are those of `dag.networks.caffe.faster_rcnn` with the
+convention "py-r-fcn".
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _RFCN(CaffeDetector):
 
     def __init__(self, body: str, labels: tuple[int, ...], widths: dict[str, int], **settings):
         width = widths["conv1"]
-        super().__init__(labels, "py", 16 * width, widths["rpn"], **settings)
+        super().__init__(labels, "py-r-fcn", 16 * width, widths["rpn"], **settings)
         bias = body == "resnet50"
         self.trunk = caffe.ResNet(BLOCKS[body], (1, 2, 2, 1), (1, 1, 1, 2), bias=bias, width=width)
         self.head = nn.ModuleDict()
