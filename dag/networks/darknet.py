@@ -2,10 +2,10 @@
 
 Redmon and Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017 ([region] heads, softmax over the classes);
 "YOLOv3: An Incremental Improvement", 2018 ([yolo] heads, an independent sigmoid per class).  A layer of the cfg may
-read any earlier layer, so the network is a list of steps that is followed in order.
+read any earlier layer, so the network is a list of steps that are executed in order.
 
-f(X, t) is the vector of class logits at an anchor, without a background column, and objectness is
-left alone by the attack.  A background score made from objectness lets the attack stop while the
+f(X, t) is the vector of class logits at an anchor, without a background column; objectness is
+not attacked.  A background score made from objectness lets the attack stop while the
 true class is still the best one at about half of the targets; the ranking within a class, which
 is all that average precision sees, then survives: two to five times as much mAP remained.
 
@@ -40,7 +40,7 @@ _TRAINING = (
     "steps scales seq_scales gamma show_receptive_field random"
 )
 
-# Numbers that a layer may put out for one image; more is a mistake in the cfg, and no machine could hold a batch.
+# Largest output of a layer for one image, 1 GB in float32.  A larger one is a mistake in the cfg.
 _LARGEST = 2**28
 
 
@@ -120,7 +120,7 @@ class _Yolo(Detector):
         self.convolutions = nn.ModuleList()
         self.steps = []  # per layer: function, numbers of the layers that it reads (-1: the image)
         self.heads = []  # numbers of the [yolo] and [region] layers
-        self.unread = set()  # layers whose output in Darknet is not what their step returns here
+        self.unread = set()  # layers that no other may read: their output in Darknet is not what their step returns
         anchors, kinds = [], set()
         where = f"[net], line {net.line}"
         try:
@@ -150,9 +150,9 @@ class _Yolo(Detector):
                     numbers = layers.fill(function[0], section, numbers, weights)
                 if kind in layers.HEADS:
                     anchors.append(_anchors(kind, section, inputs[0].shape[1:], self.frame, len(labels)))
-                    kinds.add((kind, self._raw(section, sections[number - 1], number)))
+                    kinds.add((kind, self._new_coords(section, sections[number - 1])))
                     self.heads.append(number)
-                    beta = section.real("beta_nms", 0.6)  # of the last head in the end
+                    beta = section.real("beta_nms", 0.6)  # that of the last head stays, as in Darknet
                     self.beta = beta if section.text("nms_kind", "default") == "diounms" else None
                     self.unread.add(number)
                 self.steps.append((function, sources))
@@ -172,19 +172,19 @@ class _Yolo(Detector):
         for name, parts in zip(("grid", "cell", "anchor", "stretch"), zip(*anchors, strict=True), strict=True):
             self.register_buffer(name, torch.cat(parts))
 
-    def _raw(self, head: Section, before: Section, number: int) -> bool:
-        """Whether a head has `new_coords`; the sigmoid of the convolution before it is then left to the head.
+    def _new_coords(self, head: Section, before: Section) -> bool:
+        """Whether a head has `new_coords`; if so, move the sigmoid from the convolution before it into the head.
 
-        So rows hold logits whatever the cfg, and f is taken before the sigmoid.
+        Rows then hold logits as with any other head, and f is taken before the sigmoid.
         """
         if not head.integer("new_coords", 0, 0):
             return False
-        if layers.ALIASES.get(before.kind, before.kind) != "convolutional" or number == 0:
+        if layers.ALIASES.get(before.kind, before.kind) != "convolutional":
             raise ValueError("new_coords needs a convolution before it")
         if before.text("activation", "logistic") != "logistic":
             raise ValueError("new_coords needs activation=logistic in the convolution before it")
         self.convolutions[-1][1] = nn.Identity()
-        self.unread.add(number - 1)
+        self.unread.add(len(self.steps) - 1)
         return True
 
     def maps(self, images: Tensor) -> list[Tensor]:
