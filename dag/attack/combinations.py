@@ -53,7 +53,7 @@ def control(shard: Path, path: Path, *, kind: str, name: str, draw: int, seed: i
 def _derive(shards, path, ids, header, function) -> None:
     with ExitStack() as stack:
         files = [stack.enter_context(store.reading(shard, "perturbations")) for shard in shards]
-        derived = stack.enter_context(store.writing(path, "perturbations", ids, header, every=1))
+        derived = stack.enter_context(store.writing(path, "perturbations", ids, header, every=1, compress=False))
         for image_id in ids:
             if image_id in derived.done:
                 continue

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.workflow import store
+from dag.workflow import files, store
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def write_manifest(path: Path, cells: list[Cell]) -> None:
         }
         for cell in cells
     ]
-    store.write_json(path, {"cells": entries})
+    files.write_json(path, {"cells": entries})
 
 
 def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:

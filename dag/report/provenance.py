@@ -15,7 +15,7 @@ from pathlib import Path
 import dag
 from dag.data import image_sets
 from dag.evaluate.cells import read_manifest
-from dag.workflow import store
+from dag.workflow import files, store
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "h5py", "pillow", "pandas", "matplotlib", "seaborn", "snakemake")
 
@@ -83,8 +83,8 @@ def provenance(
         for path in entry.get("shapes", []):
             note(path, "shapes")
         noted |= {path: note(path, "predictions") for path in sorted(cells - noted.keys())}
-        files = {Path(path).name: store.file_digest(path) for path in entry["files"]}
-        made[name] = {"cells": store.key(sorted(noted[path] for path in cells)), "files": files}
+        digests = {Path(path).name: files.file_digest(path) for path in entry["files"]}
+        made[name] = {"cells": store.key(sorted(noted[path] for path in cells)), "files": digests}
     shards = [
         {
             "kind": kind,

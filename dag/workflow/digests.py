@@ -14,7 +14,9 @@ from pathlib import Path
 
 # Modules that move arrays and messages and decide no number: a change in them makes no result stale.  What changes
 # the content of a shard changes `store.FORMAT`, which every shard carries.
-WITHOUT_NUMBERS = frozenset(f"dag.workflow.{name}" for name in ("contents", "lock", "startup", "store"))
+WITHOUT_NUMBERS = frozenset(
+    f"dag.workflow.{name}" for name in ("contents", "encoding", "files", "lock", "startup", "store")
+)
 
 
 def code_digest(root: Path, *code: str) -> str:

@@ -15,7 +15,7 @@ from typing import IO
 
 from dag.data import image_sets
 from dag.workflow import contents, plan
-from dag.workflow.store import file_digest
+from dag.workflow.files import file_digest
 
 _held: list[IO] = []  # locks of the devices of this process, held until it ends
 

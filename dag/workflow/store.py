@@ -3,36 +3,39 @@
 A shard holds arrays of one kind ("perturbations" or "predictions") for a consecutive slice of an
 image set.  Each dataset carries what is known about its image as attributes (status, iterations,
 ...); the file carries a header: everything that determined the content, as JSON.  `key`, the
-digest of the header, tells whether a file on disk is the one that is wanted.
+digest of the header, tells whether a file on disk is the one that is wanted.  Arrays are stored without loss
+(`dag.workflow.encoding`); all that is reported is computed from the stored arrays.
 
-Arrays are stored without loss (float32, shuffle + gzip, 14 % smaller); all that is reported is computed from the
-stored arrays.  HDF5's own checksum covers their bytes and nothing else, and a wrong bit elsewhere may lead to another
-array or keep HDF5 busy for ever.  So a shard ends with a seal behind the HDF5 file, which HDF5 does not see: where the
-arrays lie, and the SHA-256 of all the rest.  It is looked at before HDF5 is.
+What each mechanism prevents:
 
-HDF5 changes a file in place: a job killed inside a write would leave it damaged.  So a shard grows as
-a folder ``{shard}.h5.parts`` beside its final place.  The images of the last `every` seconds (see `writing`) become one
-part, a file that is written beside, renamed, and not touched again: its SHA-256, a line of JSON that describes the
-images, and their values.  When all are there, the HDF5 file is written in the order of the image set and renamed into
-its place; it has the same bytes however often the work was interrupted.  A lock in the folder keeps a second writer
-out (`dag.workflow.lock`), and names of files are never shared, so that even two writers could not damage anything.
-
-Snakemake deletes a finished shard if it was killed before it had noted its end, or if another job of it has failed.
-So a second name of the file may stay in the folder until the run has ended (`keep` of `writing`, `forget`), from which
-the next job gives the shard its place again.
+======================  ==================================================================================
+part                    A kill costs an image or a second of work, not the shard: HDF5 changes a file in
+                        place, and a job killed inside a write leaves it unreadable.  So a shard grows in the
+                        folder ``{shard}.h5.parts`` as files that are renamed into it and never changed, and
+                        the HDF5 file is made of them at the end, in the order of the image set.  Its bytes
+                        do not depend on interruptions.
+digest of a part        A part that a power cut has torn, or that has a wrong bit, is computed again.
+checksum of a chunk     A wrong bit in an array is noticed when it is read (HDF5's Fletcher filter).
+seal                    A wrong bit elsewhere: HDF5 has no checksum of its index, and one wrong bit there leads
+                        to another array or to an endless loop.  Behind the HDF5 file, where HDF5 does not look,
+                        stands the SHA-256 of all that is not array; it is compared before HDF5 opens the file.
+`PatientFile`           A full disk is an error of the job: HDF5 crashes the process when a write fails.
+lock                    Two jobs of one shard do not do the same work twice (`dag.workflow.lock`).  Names of
+                        parts are never shared, so even two writers cannot damage anything.
+second name (`keep`)    No attack is repeated when Snakemake deletes a finished output: it does if it was killed
+                        before it had noted the end of the job.  A hard link stays in the folder until the run
+                        has ended (`forget`), and the next job gives the shard its place again.
+======================  ==================================================================================
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
-import math
 import os
 import platform
 import secrets
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,38 +44,23 @@ from functools import cache
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.workflow import lock
+from dag.workflow import encoding, files, lock
+from dag.workflow.files import ShardError, explained, removed_on_failure
 
 FORMAT = 2
 LOCK, PART, SECOND = "lock", ".part", "second.h5"
-SEAL, MAGIC = struct.Struct("<Q32s8s"), b"dag seal"
 # What a file system without hard links answers to the wish for one.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
-
-class ShardError(ValueError):
-    """A shard that is missing, damaged or not what it has to be: one sentence with its `path` and what is `wrong`."""
-
-    def __init__(self, path: Path | str, wrong: str, remedy: str = "delete it and run the workflow again"):
-        super().__init__(f"{path}: {wrong}; {remedy}")
-        self.path, self.wrong = Path(path), wrong
 
 
 def key(header: object) -> str:
     """SHA-256 of the header, or of anything else, as canonical JSON."""
     return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
@@ -92,12 +80,13 @@ class Writer:
     """
 
     def __init__(
-        self, path: Path, kind: str, ids: list[str], header: dict, every: float, keep: bool, check: Callable[[], None]
-    ):
+        self, path: Path, kind: str, ids: list[str], header: dict, every: float, keep: bool, compress: bool,
+        check: Callable[[], None],
+    ):  # fmt: skip
         self._second = _folder(path) / SECOND if keep else None
         self._path, self._folder, self._check = path, _folder(path), check
-        self._ids, self._every, self._label = ids, every, _label(kind, ids, header)
-        self._of, self._new, self._saved = [kind, self._label["key"]], {}, time.monotonic()
+        self._ids, self._every, self._compress, self._label = ids, every, compress, _label(kind, ids, header)
+        self._of, self._new, self._saved = [kind, self._label["key"], compress], {}, time.monotonic()
         self._finished = self._is_wanted(path) or (keep and self._put_back())
         self._parts = {} if self._finished else self._left_behind()
         self.done = set(ids) if self._finished else set(self._parts)
@@ -110,7 +99,7 @@ class Writer:
             raise ValueError(f"{self._path}: image {image_id} has values that are not finite")
         # as they will come back from a part, so that an interruption makes no difference
         plain = {name: np.asarray(value).tolist() for name, value in attributes.items()}
-        self._new[image_id] = np.array(array, order="C"), plain
+        self._new[image_id] = encoding.encode(array, self._compress), plain
         self.done.add(image_id)
         if time.monotonic() - self._saved >= self._every:
             self.save()
@@ -119,9 +108,10 @@ class Writer:
         """Make safe what was put since the last time."""
         if self._new:
             part = self._folder / (secrets.token_hex(8) + PART)
-            with _explained(self._path):
+            with explained(self._path):
                 self._check()
-                _write(part, *_packed(self._of, self._new))
+                # a second of work is not worth waiting for the disk: the digest tells what a power cut has torn
+                files.write(part, *encoding.pack(self._of, self._new), wait=not self._every)
             self._parts |= dict.fromkeys(self._new, part)
             self._saved, self._new = time.monotonic(), {}
 
@@ -130,27 +120,27 @@ class Writer:
         missing = [image_id for image_id in self._ids if image_id not in self.done]
         if missing:
             raise ValueError(f"{self._path}: {len(missing)} images are missing, the first is {missing[0]}")
-        with _explained(self._path):
+        with explained(self._path):
             self._check()
             if not self._finished:
                 whole = self._folder / f"{secrets.token_hex(8)}.whole"
-                with _removed_on_failure(whole):
+                with removed_on_failure(whole):
                     self._merge(whole)
             for file in self._files() - {self._second}:
                 file.unlink()
 
     def _merge(self, whole: Path) -> None:
-        with _Patient(whole, "w+") as raw:
+        with encoding.PatientFile(whole, "w+") as raw:
             with h5py.File(raw, "w", libver="earliest", meta_block_size=4096 * len(self._ids)) as file:
                 file.attrs.update(self._label)
                 for part, image_ids in groupby(self._ids, key=self._parts.get):
-                    images = _unpacked(part)[1] if part else self._new
+                    images = encoding.unpack(part)[1] if part else self._new
                     for image_id in image_ids:
-                        _store(file, image_id, *images[image_id])
+                        encoding.store(file, image_id, *images[image_id], self._compress)
                         raw.complain()
                 file.flush()
-                arrays = [_place(file[image_id]) for image_id in self._ids]
-            _seal(raw, sorted(place for place in arrays if place))
+                arrays = [encoding.place(file[image_id]) for image_id in self._ids]
+            encoding.seal(raw, sorted(place for place in arrays if place))
             raw.complain()
             os.fsync(raw.fileno())
         if self._second:
@@ -165,7 +155,7 @@ class Writer:
                     file=sys.stderr,
                 )
         os.replace(whole, self._path)
-        _sync(self._path.parent)
+        files.sync(self._path.parent)
 
     def _put_back(self) -> bool:
         """Give the shard its place again if its second name alone is left, and if every array is intact."""
@@ -178,7 +168,7 @@ class Writer:
         except ValueError:
             return False
         whole = self._folder / f"{secrets.token_hex(8)}.whole"
-        with _removed_on_failure(whole):
+        with removed_on_failure(whole):
             os.link(self._second, whole)
             os.utime(whole)  # later than all it is made from, as if it had been made now
             os.replace(whole, self._path)
@@ -196,7 +186,7 @@ class Writer:
         found = {}
         for path in self._folder.glob("*" + PART):
             try:
-                of, images = _unpacked(path)
+                of, images = encoding.unpack(path)
             except ValueError as error:
                 print(f"{error}; its images are computed again", file=sys.stderr)
                 continue
@@ -209,36 +199,16 @@ class Writer:
         return set(self._folder.iterdir()) - {self._folder / LOCK}
 
 
-class _Patient(io.FileIO):
-    """A file that takes all that is written to it and complains later: HDF5 crashes the process when a write fails."""
-
-    failure: OSError | None = None
-
-    def write(self, data) -> int:
-        rest = memoryview(data)
-        size = len(rest)
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.failure = error
-        return size
-
-    def truncate(self, size=None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = error
-            return size
-
-    def complain(self) -> None:
-        if self.failure:
-            raise self.failure
-
-
 @contextmanager
 def writing(
-    path: Path, kind: str, ids: list[str], header: dict, every: float = 0, wait: bool = False, keep: bool = False
+    path: Path,
+    kind: str,
+    ids: list[str],
+    header: dict,
+    every: float = 0,
+    wait: bool = False,
+    keep: bool = False,
+    compress: bool = True,
 ) -> Iterator[Writer]:
     """Write a shard, or go on with the one that an interrupted job left.
 
@@ -258,6 +228,8 @@ def writing(
         While another process is writing the same shard, wait instead of raising.
     keep : bool
         Leave a second name of the finished shard, without which it is lost when Snakemake deletes it; see `forget`.
+    compress : bool
+        Not worth it for files that are deleted in the same run.
 
     Yields
     ------
@@ -275,9 +247,9 @@ def writing(
     folder = _folder(path)
     with ExitStack() as stack:
         stack.callback(_remove_empty, folder)
-        with _explained(path):
+        with explained(path):
             check = stack.enter_context(lock.held(folder / LOCK, str(path), wait))
-            writer = Writer(path, kind, ids, header, every, keep, check)
+            writer = Writer(path, kind, ids, header, every, keep, compress, check)
         try:
             yield writer
         except BaseException:
@@ -341,42 +313,13 @@ def get(file: h5py.File, image_id: str, names: tuple[str, ...] | None = None) ->
     raise ValueError(f"{file.filename}: no image {image_id}; the shard belongs to another image set")
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON beside `path`, then rename it into place."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> object:
-    """Content of a file of `write_json`.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing or damaged.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); run the workflow to make it") from error
-    except ValueError as error:
-        raise ShardError(path, f"damaged ({error})") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text beside `path`, then rename it into place."""
-    path = Path(path)
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, text.encode())
-
-
 @contextmanager
 def _opened(path: Path, kind: str | None) -> Iterator[tuple[h5py.File, dict]]:
     """An open shard, and its header as it is stored."""
     if not Path(path).is_file():
         raise ShardError(path, "no such shard", "run the workflow to make it")
     with _intact(path, "the index or the header is"):
-        sealed = _sealed(path)
+        sealed = encoding.sealed(path)
     try:
         file = h5py.File(path, "r", locking=False)  # nobody changes it, and not every file system has locks
     except (OSError, RuntimeError) as error:
@@ -407,95 +350,9 @@ def _label(kind: str, ids: list[str], header: dict) -> dict:
     return {"dag": FORMAT} | label | {"versions": json.dumps(versions())}
 
 
-def _store(file: h5py.File, image_id: str, array: NDArray, attributes: dict) -> None:
-    options = {"chunks": array.shape, "compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
-    dataset = file.create_dataset(image_id, data=array, **(options if array.size else {}))
-    dataset.attrs.update(attributes)
-
-
 def _attributes(dataset: h5py.Dataset, names: tuple[str, ...] | None = None) -> dict:
     values = {name: dataset.attrs[name] for name in names or dataset.attrs}
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-
-
-def _place(dataset: h5py.Dataset) -> tuple[int, int] | None:
-    """First byte and number of bytes of an array in its file; an empty array has none."""
-    if dataset.size:
-        chunk = dataset.id.get_chunk_info(0)
-        return chunk.byte_offset, chunk.size
-    return None
-
-
-def _seal(file: BinaryIO, arrays: list[tuple[int, int]]) -> None:
-    """Write behind an HDF5 file where its arrays lie, in order, and the digest of the rest."""
-    listed = json.dumps(arrays).encode()
-    file.seek(0, os.SEEK_END)
-    file.write(listed)
-    file.write(SEAL.pack(len(listed), _digest(file, arrays, file.tell()), MAGIC))
-
-
-def _sealed(path: Path) -> bool:
-    """Whether a file has a seal; raises RuntimeError, or anything, if that does not fit."""
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END) - SEAL.size
-        if end < 0:
-            return False
-        file.seek(end)
-        size, digest, magic = SEAL.unpack(file.read())
-        if magic != MAGIC:
-            return False
-        file.seek(end - size)
-        if _digest(file, json.loads(file.read(size)), end) != digest:
-            raise RuntimeError("wrong checksum")
-    return True
-
-
-def _digest(file: BinaryIO, arrays: list[tuple[int, int]], end: int) -> bytes:
-    """SHA-256 of the first bytes of a file up to `end`, those of arrays left out."""
-    digest, begin = hashlib.sha256(), 0
-    for first, size in [*arrays, (end, 0)]:
-        if not begin <= first <= end:
-            raise RuntimeError("wrong order")
-        file.seek(begin)
-        digest.update(file.read(first - begin))
-        begin = first + size
-    return digest.digest()
-
-
-def _bytes(array: NDArray) -> NDArray:
-    """The bytes of an array, uint8, not copied if they lie in order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _packed(of: list[str], images: dict[str, tuple[NDArray, dict]]) -> list:
-    """Content of a part: images, id -> (array, attributes); `of` says which shard they belong to, kind and key."""
-    about = [
-        {"id": image_id, "type": array.dtype.str, "shape": array.shape, "attributes": attributes}
-        for image_id, (array, attributes) in images.items()
-    ]
-    content = [json.dumps({"dag": FORMAT, "of": of, "images": about}).encode() + b"\n"]
-    content += [_bytes(array) for array, _ in images.values()]
-    digest = hashlib.sha256()
-    for piece in content:
-        digest.update(piece)
-    return [digest.digest(), *content]
-
-
-def _unpacked(path: Path) -> tuple[list[str], dict[str, tuple[NDArray, dict]]]:
-    """What was packed into a part; raises ValueError if anything of it is not as it was written."""
-    content = path.read_bytes()
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(memoryview(content)[size:]).digest() != content[:size]:
-        raise ValueError(f"{path}: damaged")
-    start = content.index(b"\n", size) + 1
-    about, images = json.loads(content[size:start]), {}
-    if about["dag"] != FORMAT:
-        raise ValueError(f"{path}: of another version")
-    for image in about["images"]:
-        array = np.frombuffer(content, image["type"], math.prod(image["shape"]), start).reshape(image["shape"])
-        images[image["id"]] = array, image["attributes"]
-        start += array.nbytes
-    return about["of"], images
 
 
 @contextmanager
@@ -507,50 +364,6 @@ def _intact(path: Path | str, what: str) -> Iterator[None]:
         raise ShardError(path, f"{what} damaged") from error
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the system says of a full or protected disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "make room and run the workflow again, which goes on with what is done"
-            raise OSError(f"{path}: cannot be written, the disk is full ({error.strerror}); {advice}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "make its folder writable and run the workflow again"
-            raise OSError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
-        raise
-
-
-def _write(path: Path, *content: bytes) -> None:
-    """Write a file beside `path`, then rename it into place."""
-    partial = path.with_name(path.name + ".partial")
-    with _removed_on_failure(partial):
-        with open(partial, "wb") as file:
-            file.writelines(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-
-
-@contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    """Leave no unfinished file behind: on a full disk it takes the room of finished ones."""
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):  # it holds parts, or another process has begun
         folder.rmdir()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ start(snakemake.log[0], snakemake.threads)
 from dag.attack import shapes
 from dag.data import voc
 from dag.networks.building import build
-from dag.workflow import contents, store
+from dag.workflow import contents, files
 
 params = snakemake.params
 network, settings, entry = params.network, params.image_set, params.entry
@@ -27,7 +27,7 @@ shapes.shape(
     settings=entry["attack"] | {"size": entry["size"]},
     header={
         "network": {name: value for name, value in network.items() if name != "files"},
-        "weights": {role: store.file_digest(path) for role, path in network["files"].items()},
+        "weights": {role: files.file_digest(path) for role, path in network["files"].items()},
         "image_set": settings,
         "images": [image_id for _, image_id in images],
         "contents": contents.digests(images, "image"),

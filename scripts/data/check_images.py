@@ -6,7 +6,7 @@ from dag.workflow.startup import progress, start
 start(snakemake.log[0])
 
 from dag.data import voc
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 settings, kind = snakemake.params.image_set, snakemake.wildcards.kind
 images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])

@@ -7,7 +7,7 @@ start(snakemake.log[0])
 
 from pathlib import Path
 
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 path, expected = Path(snakemake.output[0]), snakemake.params.expected
 lists = {role: [i for file in files for i in image_sets.read_ids(file)] for role, files in snakemake.input.items()}

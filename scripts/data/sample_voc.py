@@ -5,7 +5,7 @@ from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 files = snakemake.output
 both, only_2007 = image_sets.sample(image_sets.read_ids(snakemake.input.val), image_sets.read_ids(snakemake.input.test))

@@ -10,7 +10,7 @@ start(snakemake.log[0])
 from dag.evaluate.cells import check_images, recomputed
 from dag.evaluate.score import score
 from dag.workflow import contents
-from dag.workflow.store import write_json
+from dag.workflow.files import write_json
 
 params = snakemake.params
 scores = {}

@@ -9,7 +9,7 @@ start(snakemake.log[0])
 
 from dag.evaluate.cells import recomputed
 from dag.report import gallery
-from dag.workflow.store import write_json, write_text
+from dag.workflow.files import write_json, write_text
 
 params, shard, settings = snakemake.params, snakemake.wildcards.shard, snakemake.params.image_set
 images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])

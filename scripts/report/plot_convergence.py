@@ -8,7 +8,7 @@ start(snakemake.log[0])
 import pandas as pd
 
 from dag.report.collect import records
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 sources = records(snakemake.input.shards, snakemake.params.networks)
 curves = {source["label"]: [record["active"] for record in source["records"]] for source in sources}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dag.report.collect import records
-from dag.workflow.store import read_json, write_text
+from dag.workflow.files import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 scores = read_json(snakemake.input.scores)

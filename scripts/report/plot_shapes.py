@@ -10,7 +10,7 @@ from dag.workflow.startup import start
 start(snakemake.log[0])
 
 from dag.report.collect import choice, shaped_examples
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 params, output = snakemake.params, snakemake.output
 rows = shaped_examples(Path(snakemake.input[0]))

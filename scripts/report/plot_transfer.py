@@ -8,7 +8,7 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.workflow.store import read_json, write_text
+from dag.workflow.files import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 kind = params.entry["kind"]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dag.report import claims
 from dag.report.collect import records
-from dag.workflow.store import read_json, write_text
+from dag.workflow.files import read_json, write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}

@@ -7,7 +7,7 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.workflow.store import read_json, write_text
+from dag.workflow.files import read_json, write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}

@@ -6,7 +6,7 @@ from dag.workflow.startup import start
 start(snakemake.log[0])
 
 from dag.report.collect import records
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 frame = frames.statuses(records(snakemake.input.shards, snakemake.params.networks), snakemake.params.paper)
 write_text(snakemake.output.csv, frame.to_csv(index=False))

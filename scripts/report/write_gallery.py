@@ -8,7 +8,7 @@ start(snakemake.log[0])
 
 from dag.report import gallery
 from dag.report.wording import row_label
-from dag.workflow.store import read_json, write_text
+from dag.workflow.files import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
 labels = {name: entry["label"] for name, entry in params.networks.items()}

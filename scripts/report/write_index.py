@@ -8,7 +8,7 @@ from dag.workflow.startup import start
 start(snakemake.log[0])
 
 from dag.report.page import page
-from dag.workflow.store import write_text
+from dag.workflow.files import write_text
 
 params, folder = snakemake.params, Path(snakemake.output[0]).parent
 template, style = Path(snakemake.input.template), Path(snakemake.input.style)

@@ -8,7 +8,7 @@ start(snakemake.log[0])
 
 from dag.evaluate.cells import recomputed
 from dag.report.provenance import provenance
-from dag.workflow.store import write_json
+from dag.workflow.files import write_json
 
 params = snakemake.params
 products = {

@@ -16,7 +16,7 @@ from dag.attack.arithmetic import perceptibility
 from dag.evaluate import cells, metrics, predict, score
 from dag.networks.interface import Detections, Detector, Segmenter
 from dag.report import collect
-from dag.workflow import store
+from dag.workflow import files, store
 from dag.workflow.names import CONTROLS
 from dag.workflow.seeds import generator
 
@@ -633,7 +633,7 @@ def test_example_blocks(tmp_path, root):
         for manifest in manifests
     ]
     for manifest, entries in zip(manifests, content, strict=True):
-        store.write_json(manifest, entries)
+        files.write_json(manifest, entries)
     panels = [{"perturbation": "src", "victims": ["net"]}]
     (block,) = collect.example_blocks(images[:1], panels, {"src": perturbations}, manifests, networks, {"src": "r2"})
     assert block["label"] == "Source (r2) → Net on c"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import test_store
 
-from dag.workflow import lock, store
+from dag.workflow import encoding, lock, store
 
 HERE = Path(__file__).parent
 PATHS = [str(HERE.parents[1]), str(HERE), str(HERE.parent / "attack")]
@@ -85,7 +85,7 @@ def kill_at(point: int) -> None:
 
     sys.addaudithook(watch)
     os.write = before(os.write)
-    store._Patient.write = before(store._Patient.write)
+    encoding.PatientFile.write = before(encoding.PatientFile.write)
 
 
 def test_a_kill_at_every_point_costs_at_most_one_image(tmp_path):

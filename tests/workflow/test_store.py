@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dag.workflow import store
+from dag.workflow import encoding, files, store
 
 IDS = ["2007_000032", "000005", "b"]
 HEADER = {"network": {"name": "fr-zf-07", "arguments": {"labels": [0, 1]}}, "seed": 2017, "step": 0.5}
@@ -127,7 +127,7 @@ def test_a_shard_of_two_thousand_images_has_room_for_its_ids(tmp_path):
 
 def test_file_digest():
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert store.file_digest(Path(os.devnull)) == empty
+    assert files.file_digest(Path(os.devnull)) == empty
 
 
 # Interruptions
@@ -181,7 +181,7 @@ def test_parts_of_another_shard_are_thrown_away(tmp_path, other):
 def test_a_part_of_another_version_is_thrown_away(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     with monkeypatch.context() as older:
-        older.setattr(store, "FORMAT", 1)
+        older.setattr(encoding, "PART_FORMAT", 1)
         interrupted(path, 2)
     assert write(path) == IDS
 
@@ -209,7 +209,7 @@ def test_a_wrong_bit_in_a_part_is_found_wherever_it_is(tmp_path):
         wrong[position // 8] ^= 1 << position % 8
         part.write_bytes(wrong)
         with pytest.raises(ValueError, match="part: damaged"):
-            store._unpacked(part)
+            encoding.unpack(part)
 
 
 def test_what_was_cut_off_in_the_middle_is_computed_again(tmp_path):
@@ -571,7 +571,7 @@ def test_a_wrong_bit_in_an_array_is_found_with_its_image(tmp_path):
     path = tmp_path / "a.h5"
     write(path)
     with h5py.File(path) as file:
-        first, size = store._place(file[IDS[0]])
+        first, size = encoding.place(file[IDS[0]])
     content = path.read_bytes()
     for position in (first, first + size // 2, first + size - 1):
         path.write_bytes(content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :])
@@ -586,10 +586,10 @@ def test_all_but_the_arrays_is_in_the_digest(tmp_path):
     path = tmp_path / "a.h5"
     write(path)
     content = path.read_bytes()
-    size, digest, magic = store.SEAL.unpack(content[-store.SEAL.size :])
-    places = json.loads(content[-store.SEAL.size - size : -store.SEAL.size])
+    size, digest, magic = encoding.SEAL.unpack(content[-encoding.SEAL.size :])
+    places = json.loads(content[-encoding.SEAL.size - size : -encoding.SEAL.size])
     assert magic == b"dag seal" and len(places) == len(IDS)
-    rest = bytearray(content[: -store.SEAL.size])
+    rest = bytearray(content[: -encoding.SEAL.size])
     found = set()
     for first, length in reversed(places):
         plain = np.frombuffer(zlib.decompress(rest[first : first + length - 4]), np.uint8)  # 4: the checksum
@@ -629,26 +629,26 @@ def test_a_wrong_bit_is_noticed_wherever_it_is_at_more_places(tmp_path):
 
 def test_text_and_json_replace_the_old_file_at_once(tmp_path):
     path = tmp_path / "new" / "a.json"
-    store.write_json(path, {"a": [1.5, None], "b": "é"})
+    files.write_json(path, {"a": [1.5, None], "b": "é"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None], "b": "é"}
     before = path.read_text()
     # JSON has no NaN; the old file stays as it was
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.write_json(path, float("nan"))
+        files.write_json(path, float("nan"))
     assert path.read_text() == before
-    store.write_text(path, "↓ ±\n")
+    files.write_text(path, "↓ ±\n")
     assert path.read_text(encoding="utf-8") == "↓ ±\n"
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_crash_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
 
     def crash(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(store.os, "replace", crash)
     with pytest.raises(OSError, match="no space left"):
-        store.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"

@@ -30,7 +30,7 @@ from dag.networks.caffe.initialisation import MULTIPLIERS, _matching, initialise
 from dag.networks.caffe.losses import detection_loss, scale_deltas, softmax_loss
 from dag.networks.interface import Network, Segmenter
 from dag.networks.layers import boxes
-from dag.workflow import store
+from dag.workflow import files, store
 from dag.workflow.seeds import generator
 
 
@@ -87,7 +87,7 @@ def fit(
         "network": {key: network[key] for key in ("architecture", "arguments")},
         "recipe": {key: value for key, value in recipe.items() if key != "checkpoint"},
         "images": [[Path(root).name, image_id] for root, image_id in images],
-        "initial": store.file_digest(initial),
+        "initial": files.file_digest(initial),
         "seed": seed,
         "code": code,
     }
