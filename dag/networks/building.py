@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dag.networks import state_files
+from dag.networks.contract import check_interface
 from dag.networks.interface import Network
 from dag.networks.layers.convolutions import lean
 
@@ -82,8 +83,6 @@ def build(
     network.eval()
     network.requires_grad_(False)
     if not architecture.startswith("dag.networks."):
-        from dag.networks.contract import check_interface  # which imports this module
-
         check_interface(network, architecture)
     return rewrite(network) if fold else network
 

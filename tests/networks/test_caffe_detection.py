@@ -12,8 +12,8 @@ from published_layers import RESNET50, RESNET101
 from test_caffemodel import caffemodel
 
 from dag.networks import building
-from dag.networks.caffe import faster_rcnn, rfcn
-from dag.networks.caffe.faster_rcnn import Features
+from dag.networks.caffe import detector, faster_rcnn, rfcn
+from dag.networks.caffe.detector import Features
 from dag.networks.interface import Proposals
 
 MEAN = np.array([102.9801, 115.9465, 122.7717], np.float32)
@@ -87,8 +87,8 @@ def test_anchors():
     ],
 )
 def test_scaling(size, py, matlab):
-    assert faster_rcnn.scaling(size, 600, 1000) == py
-    assert faster_rcnn.scaling(size, 600, 1000, matlab=True) == matlab
+    assert detector.scaling(size, 600, 1000) == py
+    assert detector.scaling(size, 600, 1000, matlab=True) == matlab
 
 
 @pytest.mark.parametrize("name", ["zf", "zf-matlab"])

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from dag.data import voc
 from dag.networks import building, interface
 from dag.networks.caffe import layers as caffe
-from dag.networks.caffe.faster_rcnn import CaffeDetector, Features, other_names
+from dag.networks.caffe.detector import CaffeDetector, Features
+from dag.networks.caffe.faster_rcnn import other_names
 from dag.networks.interface import Network, Segmenter
-from dag.networks.mini import faster_rcnn
-from dag.networks.two_stage import RegionDetector
+from dag.networks.two_stage import RegionDetector, rois
 
 NETWORKS = Path(__file__).parents[3] / "config" / "networks.yaml"
 
@@ -130,7 +130,7 @@ def _detection(
     scores, deltas = network.regions(features, proposals)
     last = {"cls_prob": network.probabilities(scores)}
     if not isinstance(network, CaffeDetector):
-        return {"rois": faster_rcnn.rois(proposals, deltas)} | last
+        return {"rois": rois(proposals, deltas)} | last
     if "bbox_pred_pre" in found:
         last["bbox_pred"] = found["bbox_pred_pre"].flatten(1)
     name = names.get("rpn_cls_score", "rpn_cls_score")

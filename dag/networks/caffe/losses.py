@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dag.data import voc
 from dag.networks import training_common
-from dag.networks.caffe.faster_rcnn import CaffeDetector
+from dag.networks.caffe.detector import CaffeDetector
 from dag.networks.interface import Proposals
 from dag.networks.layers import boxes
 from dag.networks.two_stage import SPREAD

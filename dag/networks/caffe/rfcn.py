@@ -1,6 +1,6 @@
 """R-FCN-RN50 and R-FCN-RN101 of the paper: R-FCN on ResNet, as released with py-R-FCN.
 
-Dai et al., "R-FCN", 2016.  Input, proposals and boxes are those of `dag.networks.caffe.faster_rcnn` with the
+Dai et al., "R-FCN", 2016.  Input, proposals and boxes are those of `dag.networks.caffe.detector` with the
 convention "py-r-fcn".
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dag.networks.caffe import layers as caffe
 from dag.networks.caffe.caffemodel import load
-from dag.networks.caffe.faster_rcnn import STRIDE, CaffeDetector, Features, half_up
+from dag.networks.caffe.detector import STRIDE, CaffeDetector, Features, half_up
 from dag.networks.interface import Proposals
 
 CELLS = 7
@@ -43,7 +43,7 @@ def rfcn(
     widths : mapping of str to int, optional
         Channels of layers that differ from `WIDTHS`; the stages follow conv1, see `caffe.ResNet`.
     settings
-        See `CaffeDetector`.
+        See `dag.networks.caffe.detector.CaffeDetector`.
 
     Raises
     ------

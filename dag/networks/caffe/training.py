@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dag.data import voc
 from dag.networks import building, state_files, training_common
-from dag.networks.caffe.faster_rcnn import CaffeDetector
+from dag.networks.caffe.detector import CaffeDetector
 from dag.networks.caffe.initialisation import MULTIPLIERS, _matching, initialise, layers
 from dag.networks.caffe.losses import detection_loss, scale_deltas, softmax_loss
 from dag.networks.interface import Network, Segmenter

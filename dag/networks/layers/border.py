@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dag.networks.caffe import layers as caffe
-
 # Sizes whose templates are kept, the last ones used; one of 375 x 500 takes 32 MB in FCN on VGG16.
 KEPT_SIZES = 4
 
@@ -88,7 +86,7 @@ def convolution(layer: nn.Conv2d) -> Layer:
 
 def max_pool(kernel: int, stride: int) -> Layer:
     """Caffe's max pooling without padding."""
-    return Layer(lambda maps, _: caffe.max_pool(maps, kernel, stride), kernel, stride, ceil=True)
+    return Layer(lambda maps, _: F.max_pool2d(maps, kernel, stride, ceil_mode=True), kernel, stride, ceil=True)
 
 
 def pointwise(function: Callable[[Tensor], Tensor]) -> Layer:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from dag.networks.interface import Proposals
 from dag.networks.layers import operators
 from dag.networks.mini import bodies
-from dag.networks.two_stage import Features, TwoStage, rois
+from dag.networks.mini.two_stage import Features, TwoStage
+from dag.networks.two_stage import rois
 
 
 class FasterRCNN(TwoStage):

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from dag.networks.interface import Proposals
 from dag.networks.layers import boxes, operators
 from dag.networks.mini import bodies
-from dag.networks.two_stage import Features, TwoStage, rois
+from dag.networks.mini.two_stage import Features, TwoStage
+from dag.networks.two_stage import rois
 
 
 class RFCN(TwoStage):

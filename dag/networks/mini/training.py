@@ -22,8 +22,8 @@ from dag.networks import building
 from dag.networks.interface import Network, Proposals, Segmenter
 from dag.networks.layers import boxes
 from dag.networks.mini import bodies
+from dag.networks.mini.two_stage import TwoStage
 from dag.networks.training_common import check_labels, column_map, pick, progress, seeded
-from dag.networks.two_stage import TwoStage
 
 # Region proposal network: anchors per image, at most this many of them positive, IoU limits.
 ANCHORS, POSITIVE_ANCHORS, POSITIVE_IOU, NEGATIVE_IOU = 96, 32, 0.55, 0.3
