@@ -43,6 +43,7 @@ rule train:
     params:
         network=lambda wildcards: jobs.network(config, wildcards.network),
         settings=lambda wildcards: training(wildcards.network),
+        contents=lambda wildcards: jobs.training_contents(config, wildcards.network),
         seed=config["seed"],
         code=code("scripts/networks/train.py"),
     script:

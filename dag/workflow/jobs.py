@@ -89,6 +89,15 @@ def shape_contents(config: dict, product: str) -> Contents:
     return Contents(partial(contents.planned, images, chosen, "image", name=product, folder=_contents(config)))
 
 
+def training_contents(config: dict, name: str) -> Contents:
+    """Digests of what a network of the miniature is trained on, images and ground truth."""
+    place = paths.told(config, training_inputs(config, name)["images"])
+    part = {"root": str(Path(place).parents[2]), "list": place}
+    listed = config["networks"][name]["training"]["list"].replace("/", "-")
+    images, kinds = {"name": "mini-train", "parts": [part]}, ("image", config["networks"][name]["task"])
+    return Contents(partial(contents.planned, images, list, *kinds, name=listed, folder=_contents(config)))
+
+
 def _shard_contents(config: dict, name: str, shard: str, *kinds: str) -> dict[str, str | None]:
     size = config["shard_size"]
     chosen = partial(data.shard_of, shard=shard, shard_size=size)

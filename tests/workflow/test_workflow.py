@@ -380,6 +380,16 @@ def test_predictions_of_another_image_are_not_scored(workflow, run):
 
 
 @pytest.mark.slow
+def test_another_training_image_trains_again_who_learns_from_it(workflow, run):
+    """The tiny lists of all networks hold the same images; label maps teach segmentation networks alone."""
+    folder = run / "resources" / "mini" / "train" / "SegmentationClass"
+    shutil.copy(folder / "000001.png", folder / "000002.png")
+    code, text = snakemake(workflow, run, "--dry-run", "small", "other", overlay=TINY)
+    assert code == 0, text
+    assert [file for file in outputs(text) if file.endswith(".pt")] == ["resources/weights/mini-fcn-alex.pt"]
+
+
+@pytest.mark.slow
 def test_files_that_are_touched_moved_or_removed_plan_nothing(workflow, run):
     folder = run / "resources" / "mini" / "test"
     for path in folder.rglob("*.*"):
