@@ -22,7 +22,7 @@ class Method:
     Attributes
     ----------
     objective : str
-        "dag" or one of `dag.attack.objectives.OBJECTIVES`.
+        "dag" or one of `dag.attack.objectives.LOSSES`.
     targets : str
         Segmentation: "foreground" pixels, as Dense Adversary Generation, or "all" that are not void.
     steps : str

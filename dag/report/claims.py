@@ -41,9 +41,9 @@ def claims(cells: pd.DataFrame, statuses: pd.DataFrame, families: Mapping[str, s
     Parameters
     ----------
     cells : DataFrame
-        Frames of `dag.report.tables.transfer`, one below the other; a cell may occur in several of them.
+        Frames of `dag.report.frames.transfer`, one below the other; a cell may occur in several of them.
     statuses : DataFrame
-        Of `dag.report.tables.statuses`, with every source of the cells.
+        Of `dag.report.frames.statuses`, with every source of the cells.
     families : mapping of str to str
         Family of every network: what counts as one architecture.
 

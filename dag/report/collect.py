@@ -138,7 +138,7 @@ def example_blocks(
     networks: Mapping[str, Mapping],
     symbols: Mapping[str, str],
 ) -> list[dict]:
-    """Everything that example panels show, see `dag.report.figures.transfer_examples`.
+    """Everything that example panels show, see `dag.report.figures.examples.transfer_examples`.
 
     Parameters
     ----------

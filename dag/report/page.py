@@ -127,7 +127,7 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
     Parameters
     ----------
     frames : sequence of DataFrame
-        Of `dag.report.tables.transfer` or `dag.report.tables.white_box`; a cell may occur in several.
+        Of `dag.report.frames.transfer` or `dag.report.frames.white_box`; a cell may occur in several.
     networks : mapping
         Task, family and label of every network.
 

@@ -3,6 +3,7 @@ modules of the package import each other in one direction only."""
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
@@ -196,6 +197,10 @@ OTHER_ROOMS = {
 }
 
 
+# A name of the package as texts write it.
+NAMED = re.compile(r"`(dag\.[\w.]+)`")
+
+
 def modules() -> dict[str, Path]:
     """Name below `dag` -> file; "" is the package itself."""
     files = sorted((ROOT / "dag").rglob("*.py"))
@@ -249,6 +254,22 @@ def test_no_modules_import_each_other():
     graph = {name: {inside(found) for found in imports(file)} - {None, name} for name, file in modules().items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert len(order) == len(graph)
+
+
+def test_names_of_the_package_in_texts_exist():
+    """`dag.module.name` in documents and docstrings, and imports in documents."""
+    documents = {*ROOT.glob("*.md"), *ROOT.glob("*/*.md")} - {ROOT / "CHANGELOG.md"}
+    names = {name: file for file in [*documents, *modules().values()] for name in NAMED.findall(file.read_text())}
+    shown = {file: re.findall(r"from (dag[\w.]*) import (\w+)", file.read_text()) for file in documents}
+    names |= {".".join(pair): file for file, pairs in shown.items() for pair in pairs}
+    assert len(names) > 30
+    for name, file in names.items():
+        module = f"dag.{inside(name)}".rstrip(".")
+        parts = name.removeprefix(module).strip(".").split(".")
+        value = importlib.import_module(module) if parts[0] else None
+        for part in filter(None, parts):
+            assert hasattr(value, part), f"{file.relative_to(ROOT)} names {name}, which does not exist"
+            value = getattr(value, part)
 
 
 @pytest.mark.parametrize("room", ROOMS[:1] + ROOMS[2:])

@@ -17,7 +17,7 @@ def classes(frame: pd.DataFrame) -> Figure:
     Parameters
     ----------
     frame : DataFrame
-        Of `dag.report.tables.per_class`.
+        Of `dag.report.frames.per_class`.
     """
     pairs = frame.drop_duplicates(["perturbation", "victim"])
     names = list(frame["class"].unique())

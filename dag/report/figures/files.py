@@ -17,7 +17,7 @@ def files(cells: pd.DataFrame) -> Figure:
     Parameters
     ----------
     cells : DataFrame
-        Of `dag.report.tables.pairs`, for every kind of pixels; drops are from the clean image in the same kind of
+        Of `dag.report.frames.pairs`, for every kind of pixels; drops are from the clean image in the same kind of
         file.
     """
     rows = cells.drop_duplicates("perturbation")

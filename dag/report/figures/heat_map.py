@@ -21,7 +21,7 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
     Parameters
     ----------
     frame : DataFrame
-        Of `dag.report.tables.transfer` or `dag.report.tables.white_box`.
+        Of `dag.report.frames.transfer` or `dag.report.frames.white_box`.
     title : str, optional
 
     Returns

@@ -24,7 +24,7 @@ def intervals(frame: pd.DataFrame) -> Figure:
     Parameters
     ----------
     frame : DataFrame
-        Of `dag.report.tables.differences`.
+        Of `dag.report.frames.differences`.
 
     Returns
     -------

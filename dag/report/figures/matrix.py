@@ -41,7 +41,7 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
     Parameters
     ----------
     cells : DataFrame
-        Of `dag.report.tables.pairs`, complete, without `none`.
+        Of `dag.report.frames.pairs`, complete, without `none`.
     families : mapping of str to str
         Family of every victim and of every network of a single source.
 

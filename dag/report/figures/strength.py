@@ -19,7 +19,7 @@ def strength(cells: pd.DataFrame) -> Figure:
     Parameters
     ----------
     cells : DataFrame
-        Of `dag.report.tables.pairs` with `base`, the name of the perturbation before it was scaled, `base_label`,
+        Of `dag.report.frames.pairs` with `base`, the name of the perturbation before it was scaled, `base_label`,
         its printed name, and `scaled`, whether the row is.
 
     Returns
