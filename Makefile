@@ -9,8 +9,9 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/requirements.stamp
-# what a dry run needs: a twentieth of it
+# what a dry run needs is a twentieth of it
 PLANNING := $(VENV)/planning.stamp
+DRY := $(filter -n -np --dry-run --dryrun,$(ARGS))
 RULES := Snakefile rules
 
 .DELETE_ON_ERROR:
@@ -19,7 +20,7 @@ RULES := Snakefile rules
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-all: $(if $(filter -n -np --dry-run --dryrun,$(ARGS)),$(PLANNING),$(READY))  ## run the workflow: the default experiment, offline, minutes
+all: $(if $(DRY),$(or $(wildcard $(READY)),$(PLANNING)),$(READY))  ## run the workflow: the default experiment, offline, minutes
 	$(BIN)/snakemake --cores $(CORES) --workflow-profile profiles/default all $(ARGS)
 
 test: lint  ## all checks and tests
@@ -68,7 +69,7 @@ $(VENV)/uv.lock: requirements.lock
 
 $(READY): $(VENV)/uv.lock
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
-	@touch $@ $(PLANNING)
+	@touch $@
 
 $(PLANNING): $(VENV)/uv.lock
 	sed '/^\(nvidia\|cuda\|triton\|torch\|scipy\|matplotlib\|seaborn\|opencv\|ai-edge\|sympy\|h5py\)/,/[^\\]$$/d' requirements.lock \

@@ -151,6 +151,13 @@ main(["-s", r"{ROOT}/Snakefile", "-n", "--quiet", "all", "--workflow-profile", r
         command = ["make", "-n", "all", f"ARGS={arguments}", f"VENV={tmp_path}/venv", "-f", ROOT / "Makefile"]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert f"touch {tmp_path}/venv/{stamp}.stamp" in said
+    # an environment that has everything stays as it is
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/uv.lock").touch()
+    (tmp_path / "venv/requirements.stamp").touch()
+    command[3] = "ARGS=-n"
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "touch" not in said and "all -n" in said
 
 
 # No address of a package registry: everybody's own configuration names it.  In pieces, so that this file may stay.
