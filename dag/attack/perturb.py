@@ -25,6 +25,7 @@ from dag.networks.interface import Detector, Network, Segmenter
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.workflow import store
+from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
 # The batch, images that share a pass: on a GPU it fills the device, on a CPU it gains nothing.
@@ -232,7 +233,7 @@ def perturb(
         def problems(group: Iterable[tuple[Path, str]]) -> Iterator[Problem]:
             truths = voc.read_label_map if network.task == "segmentation" else voc.read_objects
             read = ((image_id, voc.read_image(root, image_id), truths(root, image_id)) for root, image_id in group)
-            for image_id, pixels, truth in _ahead(read):
+            for image_id, pixels, truth in ahead(read):
                 image = torch.from_numpy(pixels).to(device)
                 rng = generator("adversarial labels", seed, name, image_id)
                 try:
@@ -289,16 +290,6 @@ def perturb(
             for problem, _ in begun.values():
                 interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
             raise
-
-
-def _ahead(items: Iterable) -> Iterator:
-    """The items, each of them computed while the one before is in use."""
-    items, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(next, items, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = pool.submit(next, items, end)
-            yield item
 
 
 def _pixels(image: Tensor) -> str:

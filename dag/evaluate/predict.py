@@ -1,51 +1,84 @@
-"""One job of the evaluation: the predictions of one victim under many perturbations."""
+"""One job of the evaluation: the predictions of the victims of a table on one shard, under many perturbations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dag.attack.arithmetic import apply
 from dag.data.image_sets import ImageError
 from dag.evaluate.cells import Cell
-from dag.networks.interface import Network
+from dag.networks.interface import Detections, Network
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
+from dag.workflow.overlap import ahead
+
+# Variants of an image that share a pass.  A CPU gains nothing by more than one.
+BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
+# Cells and perturbations that are open at once: they bound the files of a process and what it holds of an image.
+MOST_CELLS, MOST_PERTURBATIONS = 128, 16
+# Passes whose results are not stored yet, at most.
+PENDING = 8
 
 
 def predict(
-    network: Network,
-    images: Sequence[NDArray],
-    ids: list[str],
-    cells: list[Cell],
+    networks: Mapping[str, Network],
+    read: Callable[[str], NDArray],
+    ids: Sequence[str],
+    cells: Sequence[Cell],
     *,
     device: str = "cpu",
-    progress: Callable[[Iterable], Iterable] = iter,
+    batch: int | None = None,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> int:
-    """Show every image under every perturbation to the victim and store its predictions.
+    """Show every image under every perturbation to the victims and store their predictions.
 
-    Each perturbed image passes through the network alone: a prediction must not depend on which other
-    cells a run happens to compute.
+    Image by image: it is read once, and so is each of its perturbations; pixels are made on the device.  What comes
+    next is read, and what came last is stored, while the networks work.  At most one image with
+    `MOST_PERTURBATIONS` perturbations, and the next, are held.
+
+    Variants of an image (perturbations x pixels) fill batches of a fixed size, the last one with copies: a
+    prediction must not depend on which other cells a run happens to compute, and on a GPU the size of a batch chooses
+    the kernels.  Detectors see one at a time, because the rows of their second stage would be as many as
+    the proposals of all images of the batch.
 
     Parameters
     ----------
-    network : Network
-        The victim.
-    images : sequence of arrays (3, H, W)
-        Of the shard, in [0, 255].
-    ids : list of str
-        Their ids.
-    cells : list of Cell
-        Cells of this victim; those that are done by now are kept.
+    networks : mapping of str to Network
+        The victims by name.
+    read : callable
+        From the id of an image to the image, float32 (3, H, W) in [0, 255]; called in another thread.
+    ids : sequence of str
+        Images of the shard.
+    cells : sequence of Cell
+        Cells of these victims; those that are done by now are kept.
+    batch : int, optional
+        Variants that share a pass; by default that of `BATCH`.  It is halved if it does not fit into the memory of
+        the device.
+    progress : callable
+        Wraps what it is given, images that are done (once per group of cells) and their number.
 
     Returns
     -------
     int
         Number of cells that were computed here; another job may have done the others meanwhile.
+
+    Raises
+    ------
+    ValueError
+        If a perturbation cannot be read or one image does not fit into the memory of the device.
+    OSError
+        If the disk is full; what was stored before stays.
 
     Notes
     -----
@@ -53,50 +86,192 @@ def predict(
     (x_min, y_min, x_max, y_max, VOC class id, score).  The attributes repeat what is known of the
     perturbation (perceptibility, largest value), measured on the stored array.
     """
-    network = network.to(device)
-    computed = 0
-    for cell in progress(cells):
-        with ExitStack() as stack:
-            # two tables may share a cell: if another job is at it, wait, and then nothing is left to do
-            shard = stack.enter_context(store.writing(cell.path, "predictions", ids, cell.header, every=1, wait=True))
-            if len(shard.done) == len(ids):
-                continue
-            source = cell.source and stack.enter_context(store.reading(cell.source, "perturbations"))
-            for image, image_id in zip(images, ids, strict=True):
-                if image_id in shard.done:
-                    continue
-                with _naming(cell, image_id, image):
-                    r, known = np.zeros_like(image), {"perceptibility": 0.0, "largest": 0.0}
-                    if source:
-                        r, known = store.get(source, image_id, tuple(known))
-                    seen = torch.from_numpy(apply(image, r, cell.pixels))[None].to(device)
-                    shard.put(image_id, prediction(network, seen), known)
-            computed += 1
+    kind = torch.device(device).type
+    sizes = {
+        name: (BATCH[kind] if batch is None else batch) if network.task == "segmentation" else 1
+        for name, network in networks.items()
+    }
+    networks = {name: network.to(device) for name, network in networks.items()}
+    groups = _groups(cells)
+    computed, others = 0, []
+
+    def shown() -> Iterator[None]:
+        nonlocal computed, others
+        for group in groups:
+            done, busy = yield from _group(networks, read, ids, group, device, sizes, wait=False)
+            computed += done
+            others += busy
+        # what other jobs were computing: they were not waited for while there was work
+        for cell in others:
+            done, _ = yield from _group(networks, read, ids, [cell], device, sizes, wait=True)
+            computed += done
+
+    with closing(shown()) as images:
+        for _ in progress(images, len(groups) * len(ids)):
+            pass
     return computed
 
 
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in groups that are computed image by image; cells of one perturbation stay together."""
+    groups: list[list[Cell]] = []
+    names: dict[str, list[Cell]] = {}
+    for cell in cells:
+        names.setdefault(cell.perturbation, []).append(cell)
+    for position, same in enumerate(names.values()):
+        if not groups or position % MOST_PERTURBATIONS == 0 or len(groups[-1]) + len(same) > MOST_CELLS:
+            groups.append([])
+        groups[-1] += same
+    return groups
+
+
+def _group(
+    networks: Mapping[str, Network],
+    read: Callable[[str], NDArray],
+    ids: Sequence[str],
+    cells: Sequence[Cell],
+    device: str,
+    sizes: dict[str, int],
+    *,
+    wait: bool,
+) -> Iterator[None]:
+    """Compute cells together, and yield after every image.
+
+    Returns
+    -------
+    int, list of Cell
+        How many were computed here, and those that other jobs hold, if these are not waited for.
+    """
+    busy: list[Cell] = []
+    with ExitStack() as stack:
+        taken: list[Cell] = []
+        shards: dict[Path, store.Writer] = {}
+        for cell in cells:
+            writing = store.writing(cell.path, "predictions", list(ids), cell.header, every=1, wait=wait)
+            try:
+                shard = stack.enter_context(writing)
+            except store.BusyError:
+                busy.append(cell)
+                continue
+            if len(shard.done) < len(ids):
+                taken.append(cell)
+                shards[cell.path] = shard
+        todo = {image_id: [cell for cell in taken if image_id not in shards[cell.path].done] for image_id in ids}
+        sources = {cell.perturbation: cell.source for cell in taken}
+        files = {
+            name: stack.enter_context(store.reading(source, "perturbations")) if source else None
+            for name, source in sources.items()
+        }
+
+        def images() -> Iterator[tuple[str, NDArray, dict[str, tuple[NDArray, dict]]]]:
+            for image_id in filter(todo.get, ids):
+                image, perturbations = read(image_id), {}
+                for name in dict.fromkeys(cell.perturbation for cell in todo[image_id]):
+                    known = {"perceptibility": 0.0, "largest": 0.0}
+                    clean = np.zeros_like(image), known
+                    perturbations[name] = store.get(files[name], image_id, tuple(known)) if files[name] else clean
+                yield image_id, image, perturbations
+
+        # Entered last, so that all that was handed to the thread is with the shards when these are closed.
+        pool, pending = stack.enter_context(ThreadPoolExecutor(1)), deque()
+        for image_id, image, perturbations in ahead(images()):
+            variant = _variants(image, perturbations, device)
+            for victim, network in networks.items():
+                mine = [cell for cell in todo[image_id] if cell.victim == victim]
+                while mine:
+                    cells_of_pass = mine[: sizes[victim]]
+                    with _naming(cells_of_pass, image_id, image):
+                        try:
+                            seen = [variant(cell.perturbation, cell.pixels) for cell in cells_of_pass]
+                            found = outputs(network, seen, sizes[victim])
+                        except torch.OutOfMemoryError:
+                            if sizes[victim] == 1:
+                                raise
+                            sizes[victim] //= 2
+                            print(f"{victim}: out of memory, {sizes[victim]} images share a pass now", file=sys.stderr)
+                            continue
+                    mine = mine[len(cells_of_pass) :]
+                    known = [perturbations[cell.perturbation][1] for cell in cells_of_pass]
+                    shards_of_pass = [shards[cell.path] for cell in cells_of_pass]
+                    pending.append(pool.submit(_put, shards_of_pass, image_id, found, known))
+                    _settle(pending, PENDING)
+            yield
+        _settle(pending, 0)
+    return len(taken), busy
+
+
+def _put(shards: Sequence[store.Writer], image_id: str, found: Tensor | list[Detections], known: list[dict]) -> None:
+    """Store what the victim said about the variants of an image, when the device has computed it."""
+    arrays = found.cpu().numpy() if isinstance(found, Tensor) else [_rows(one) for one in found]
+    for shard, array, attributes in zip(shards, arrays, known, strict=True):
+        shard.put(image_id, array, attributes)
+
+
+def _settle(pending: deque[Future], most: int) -> None:
+    """Wait until at most so many are left; raises what went wrong in the thread."""
+    while len(pending) > most:
+        pending.popleft().result()
+
+
+def _variants(
+    image: NDArray, perturbations: Mapping[str, tuple[NDArray, dict]], device: str
+) -> Callable[[str, str], Tensor]:
+    """What the victims see of an image, made when it is asked for: `dag.attack.arithmetic.apply` on the device."""
+    pinned = torch.device(device).type == "cuda"
+
+    def moved(array: NDArray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)
+
+    @cache
+    def clean() -> Tensor:
+        return moved(image)
+
+    @cache
+    def variant(name: str, pixels: str) -> Tensor:
+        r, _ = perturbations[name]
+        if pixels == "8-bit":
+            return variant(name, "float").round()
+        if pixels != "float":  # JPEG is made on the host
+            return moved(apply(image, r, pixels))
+        if image.shape != r.shape:
+            raise ValueError(f"a perturbation of shape {r.shape} does not fit an image of shape {image.shape}")
+        return (clean() + moved(r)).clamp_(0, 255)
+
+    return variant
+
+
 @contextmanager
-def _naming(cell: Cell, image_id: str, image: NDArray) -> Iterator[None]:
+def _naming(cells: Sequence[Cell], image_id: str, image: NDArray) -> Iterator[None]:
     """Name the image in the sentence of a job that runs out of memory or is stopped."""
-    where = "image {} ({} x {} pixels)".format(image_id, *image.shape[1:])
+    victim, where = cells[0].victim, "image {} ({} x {} pixels)".format(image_id, *image.shape[1:])
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ImageError(
-            f"{cell.path}: {cell.victim} cannot be shown {where}: it does not fit into the memory of the GPU; "
+            f"{cells[0].path}: {victim} cannot be shown {where}: it does not fit into the memory of the GPU; "
             "use one with more memory"
         ) from error
     except KeyboardInterrupt as interruption:
-        interruption.add_note(f"{cell.victim} was seeing {where} under {cell.perturbation}")
+        names = ", ".join(dict.fromkeys(cell.perturbation for cell in cells))
+        interruption.add_note(f"{victim} was seeing {where} under {names}")
         raise
 
 
 @torch.no_grad()
-def prediction(network: Network, image: torch.Tensor) -> NDArray:
-    """Stored form of the victim's output for one image (1, 3, H, W), see `predict`."""
-    with arithmetic("fp32", image.device.type):
-        if network.task == "segmentation":
-            return network.label_map(image)[0].cpu().numpy()
-        found = network.detect(image)[0]
+def outputs(network: Network, images: Sequence[Tensor], size: int = 1) -> Tensor | list[Detections]:
+    """The victim's output for variants (3, H, W) of an image, filled up with copies of the last to `size`.
+
+    Returns
+    -------
+    Tensor, uint8 (B, H, W), or list of Detections
+        Label maps or detections of the B images, still on the device.
+    """
+    batch = torch.stack([*images, *[images[-1]] * (size - len(images))])
+    with arithmetic("fp32", batch.device.type):
+        return (network.label_map if network.task == "segmentation" else network.detect)(batch)[: len(images)]
+
+
+def _rows(found: Detections) -> NDArray:
     columns = [found.boxes, found.labels[:, None].float(), found.scores[:, None]]
     return torch.cat([column.float().cpu() for column in columns], dim=1).numpy()

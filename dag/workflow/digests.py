@@ -15,7 +15,7 @@ from pathlib import Path
 # Modules that move arrays and messages and decide no number: a change in them makes no result stale.  What changes
 # the content of a shard changes `store.FORMAT`, which every shard carries.
 WITHOUT_NUMBERS = frozenset(
-    f"dag.workflow.{name}" for name in ("contents", "encoding", "files", "lock", "startup", "store")
+    f"dag.workflow.{name}" for name in ("contents", "encoding", "files", "lock", "overlap", "startup", "store")
 )
 
 

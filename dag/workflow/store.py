@@ -70,6 +70,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
+class BusyError(ValueError):
+    """Another process is writing the shard."""
+
+
 class Writer:
     """A shard that is being written; made by `writing`.
 
@@ -238,8 +242,10 @@ def writing(
 
     Raises
     ------
+    BusyError
+        If another process is writing the same shard.
     ValueError
-        If another process is writing the same shard, or an id is missing at the end.
+        If an id is missing at the end.
     OSError
         If the disk is full or the folder may not be written to; what was safe before stays so.
     """
@@ -248,7 +254,10 @@ def writing(
     with ExitStack() as stack:
         stack.callback(_remove_empty, folder)
         with explained(path):
-            check = stack.enter_context(lock.held(folder / LOCK, str(path), wait))
+            try:
+                check = stack.enter_context(lock.held(folder / LOCK, str(path), wait))
+            except ValueError as error:
+                raise BusyError(*error.args) from error
             writer = Writer(path, kind, ids, header, every, keep, compress, check)
         try:
             yield writer

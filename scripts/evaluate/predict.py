@@ -11,30 +11,36 @@ from dag.evaluate import cells
 
 params, shard = snakemake.params, snakemake.wildcards.shard
 folder = Path(params.folder)
-wanted, images = [], None
+wanted, missing, roots = [], [], {}
 for victim, perturbations in params.cells.items():
-    network = params.networks[victim]
-    listed, header = identity(network, params.image_set, shard, params.code)
+    images, header = identity(params.networks[victim], params.image_set, shard, params.code)
+    roots = {image_id: root for root, image_id in images}
     sources = {
         name: None if name == "none" else folder / "perturbations" / name / f"{shard}.h5" for name in perturbations
     }
     mine = cells.cells_of(folder / "predictions", victim, shard, sources, params.pixels, header)
     wanted += mine
-    missing = [cell for cell in mine if not cell.done()]
-    names = ", ".join(f"{cell.perturbation} ({cell.pixels})" for cell in missing)
-    print(f"{victim}: {len(missing)} of {len(mine)} cells to compute: {names}", flush=True)
-    if missing:  # torch is not even imported when all is there
-        from dag.evaluate import predict
-        from dag.networks.building import build
+    lacking = [cell for cell in mine if not cell.done()]
+    missing += lacking
+    names = ", ".join(f"{cell.perturbation} ({cell.pixels})" for cell in lacking)
+    print(f"{victim}: {len(lacking)} of {len(mine)} cells to compute: {names}", flush=True)
+if missing:  # torch is not even imported when all is there
+    from dag.evaluate import predict
+    from dag.networks.building import build
 
-        images = images or [voc.read_image(root, image_id) for root, image_id in listed]
-        computed = predict.predict(
-            build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
-            images,
-            [image_id for _, image_id in listed],
-            missing,
-            device=device(),
-            progress=lambda items, victim=victim: progress(items, victim),
-        )
-        print(f"{victim}: {computed} cells computed", flush=True)
+    networks = {}
+    for victim in dict.fromkeys(cell.victim for cell in missing):
+        network = params.networks[victim]
+        networks[victim] = build(
+            network["architecture"], network["arguments"], network["files"], task=network["task"]
+        ).to(device())
+    computed = predict.predict(
+        networks,
+        lambda image_id: voc.read_image(roots[image_id], image_id),
+        list(roots),
+        missing,
+        device=device(),
+        progress=lambda items, total: progress(items, "images", total),
+    )
+    print(f"{computed} cells computed", flush=True)
 cells.write_manifest(snakemake.output[0], wanted)

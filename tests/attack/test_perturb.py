@@ -17,6 +17,7 @@ from dag.data import mini, voc
 from dag.networks.building import build
 from dag.workflow import store
 from dag.workflow.seeds import generator
+from dag.workflow.overlap import ahead
 
 LABELS = [0, *mini.LABELS]
 SEGMENTATION = {"rules": "algorithm-1", "iterations": 3, "step": 0.5}
@@ -233,7 +234,7 @@ def test_images_are_read_one_ahead_and_in_order():
             read.append(number)
             yield number
 
-    for number in perturb._ahead(images()):
+    for number in ahead(images()):
         while len(read) < min(number + 2, 4):  # another thread reads the next one meanwhile
             time.sleep(0.001)
     assert read == [0, 1, 2, 3]

@@ -4,6 +4,9 @@ import json
 import math
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dag.attack import combinations
+from dag.attack import arithmetic, combinations
 from dag.attack.arithmetic import perceptibility
 from dag.evaluate import cells, metrics, predict, score
+from dag.networks.building import build
 from dag.networks.interface import Detections, Detector, Segmenter
 from dag.report import collect
 from dag.workflow import files, store
@@ -172,6 +176,10 @@ class OneBox(Detector):
 IMAGES = [np.full(SHAPE, value, np.float32) for value in (0, 127, 255)]
 
 
+def shown(network, made: list[cells.Cell], **options) -> int:
+    return predict.predict({"victim": network}, dict(zip(IDS, IMAGES, strict=True)).__getitem__, IDS, made, **options)
+
+
 @pytest.fixture
 def source(tmp_path) -> Path:
     return shard(tmp_path / "r.h5", "perturbations", {x: np.full(SHAPE, 0.75, np.float32) for x in IDS}, {"r": 1})
@@ -192,9 +200,9 @@ def test_a_cell_of_every_perturbation_and_pixels(tmp_path, source):
 def test_predictions_are_those_of_the_perturbed_image(tmp_path, source):
     network = Threshold()
     made = cells_of(tmp_path / "p", {"none": None, "net": source}, ("float", "8-bit"))
-    predict.predict(network, IMAGES, IDS, made)
+    shown(network, made)
     red = [image[0, 0, 0] for image in network.seen]
-    assert red == [0, 127, 255, 0, 127, 255, 0.75, 127.75, 255, 1, 128, 255]
+    assert red == [0, 0, 0.75, 1, 127, 127, 127.75, 128, 255, 255, 255, 255]
     assert all(image.shape == SHAPE and len(np.unique(image)) == 1 for image in network.seen)
     expected = {("none", "float"): [0, 0, 5], ("none", "8-bit"): [0, 0, 5], ("net", "float"): [0, 5, 5]}
     for cell in made:
@@ -207,7 +215,7 @@ def test_predictions_are_those_of_the_perturbed_image(tmp_path, source):
 
 def test_detections_are_stored_as_rows(tmp_path):
     (cell,) = cells_of(tmp_path / "p", {"none": None})
-    predict.predict(OneBox(), IMAGES, IDS, [cell])
+    shown(OneBox(), [cell])
     array, _ = store.read(cell.path, "c")
     assert array.dtype == np.float32 and array.tolist() == [[1.5, 1.5, 1.5, 1.5, 7, 0.25]]
     assert store.read(cell.path, "a")[0].shape == (0, 6)
@@ -223,7 +231,7 @@ def damage(path: Path) -> None:
 def test_done_is_what_has_the_right_key(tmp_path, source):
     (cell,) = cells_of(tmp_path / "p", {"net": source})
     assert not cell.done()
-    predict.predict(Threshold(), IMAGES, IDS, [cell])
+    shown(Threshold(), [cell])
     assert cell.done()
     others = cells_of(tmp_path / "p", {"net": source}, identity=IDENTITY | {"weights": "2"})
     assert others[0].path == cell.path and not others[0].done()
@@ -239,23 +247,23 @@ def test_done_is_what_has_the_right_key(tmp_path, source):
 
 def test_only_missing_cells_are_computed(tmp_path, source):
     network = Threshold()
-    predict.predict(network, IMAGES, IDS, cells_of(tmp_path / "p", {"none": None, "net": source}))
+    shown(network, cells_of(tmp_path / "p", {"none": None, "net": source}))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("p/**/*.h5")}
     assert len(before) == 2 and len(network.seen) == 6
 
     more = shard(tmp_path / "more.h5", "perturbations", {x: noise(x) for x in IDS})
     made = cells_of(tmp_path / "p", {"none": None, "net": source, "more": more})
-    predict.predict(network, IMAGES, IDS, made)
+    shown(network, made)
     assert len(network.seen) == 9
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    predict.predict(network, IMAGES, IDS, made)
+    shown(network, made)
     assert len(network.seen) == 9
 
     # a damaged one and one of older weights are replaced
     damage(made[1].path)
-    predict.predict(network, IMAGES, IDS, made)
+    shown(network, made)
     assert len(network.seen) == 12 and made[1].done()
-    predict.predict(network, IMAGES, IDS, cells_of(tmp_path / "p", {"none": None}, identity={"weights": "2"}))
+    shown(network, cells_of(tmp_path / "p", {"none": None}, identity={"weights": "2"}))
     assert len(network.seen) == 15 and not made[0].done() and made[2].done()
 
 
@@ -268,9 +276,9 @@ def test_an_interrupted_cell_is_continued(tmp_path, source):
 
     (cell,) = cells_of(tmp_path / "p", {"net": source})
     with pytest.raises(KeyboardInterrupt):
-        predict.predict(Breaks(), IMAGES, IDS, [cell])
+        shown(Breaks(), [cell])
     network = Threshold()
-    predict.predict(network, IMAGES, IDS, [cell])
+    shown(network, [cell])
     assert cell.done() and len(network.seen) == 1
 
 
@@ -292,22 +300,196 @@ def test_two_processes_do_not_compute_the_same_cell(tmp_path):
     try:
         assert child.stdout.readline() == b"mine\n"
         network = Threshold()
-        predict.predict(network, IMAGES, IDS, [cell])
+        shown(network, [cell])
     finally:
         child.communicate(timeout=20)
     assert child.returncode == 0 and not network.seen
     assert (store.read(cell.path, "a")[0] == 9).all()
 
 
+PIXELS = ("float", "8-bit", "jpeg-75")
+
+
+def noisy_shards(folder: Path, count: int, shape: tuple[int, int, int]) -> dict[str, Path]:
+    rng = np.random.default_rng(3)
+    return {
+        f"p{number}": shard(
+            folder / f"p{number}.h5", "perturbations", {x: rng.normal(0, 9, shape).astype(np.float32) for x in IDS}
+        )
+        for number in range(count)
+    }
+
+
+def test_what_a_victim_sees_is_the_perturbed_image_bit_for_bit(tmp_path):
+    """Pixels that are made on the device are those of `arithmetic.apply`."""
+    shape = (3, 16, 24)
+    images = {x: np.random.default_rng(number).uniform(0, 255, shape).astype(np.float32).round()
+              for number, x in enumerate(IDS)}  # fmt: skip
+    sources = noisy_shards(tmp_path, 3, shape)
+    network = Threshold()
+    predict.predict({"victim": network}, images.__getitem__, IDS, cells_of(tmp_path / "p", sources, PIXELS))
+    expected = [
+        arithmetic.apply(images[x], store.read(source, x)[0], kind)
+        for x in IDS for source in sources.values() for kind in PIXELS
+    ]  # fmt: skip
+    assert len(network.seen) == len(expected) == 27
+    for seen, wanted in zip(network.seen, expected, strict=True):
+        assert seen.dtype == wanted.dtype == np.float32 and np.array_equal(seen, wanted)
+
+
+def stored(made: list[cells.Cell]) -> dict:
+    return {(cell.perturbation, cell.pixels, x): store.read(cell.path, x)[0].tobytes() for cell in made for x in IDS}
+
+
+def test_a_prediction_does_not_depend_on_what_is_computed_beside_it(tmp_path):
+    """Alone, with others, after an interruption: batches have one size, and its rows do not see each other."""
+    shape = (3, 48, 64)
+    images = {x: np.random.default_rng(number).uniform(0, 255, shape).astype(np.float32).round()
+              for number, x in enumerate(IDS)}  # fmt: skip
+    sources = noisy_shards(tmp_path, 3, shape)
+    network = build("dag.networks.mini.fcn:fcn", {"body": "alex", "labels": [0, 3, 7], "width": 16})
+    sizes, scores, original = [], {}, network.body
+
+    def body(batch):
+        sizes.append(len(batch))
+        low = original(batch)
+        for image, row in zip(batch, low, strict=True):  # copies that fill up are the same, too
+            assert torch.equal(scores.setdefault(image.numpy().tobytes(), row), row)
+        return low
+
+    network.body = body
+
+    def run(name, names, **options):
+        made = cells_of(tmp_path / name, {x: sources[x] for x in names}, PIXELS[:2])
+        predict.predict({"victim": network}, images.__getitem__, IDS, made, **options)
+        return stored(made)
+
+    together = run("together", sources, batch=4)
+    assert sizes == [4, 4] * 3  # 3 perturbations with 2 kinds of pixels: one batch, and one filled up
+    alone = {}
+    for name in sources:
+        alone |= run("alone", [name], batch=4)
+    assert set(sizes) == {4} and alone == together
+    # one by one, as on a CPU: label maps are the same
+    sizes.clear()
+    scores.clear()
+    assert run("single", sources) == together
+    assert sizes == [1] * 18
+
+
+def test_an_image_and_its_perturbations_are_read_once_for_all_victims(tmp_path, monkeypatch):
+    sources = noisy_shards(tmp_path, 2, SHAPE)
+    read, opened = [], []
+    original = store.get
+    monkeypatch.setattr(
+        store, "get", lambda file, image_id, names: opened.append(image_id) or original(file, image_id, names)
+    )
+    images = dict(zip(IDS, IMAGES, strict=True))
+    made = [
+        cell
+        for victim in ("first", "second")
+        for cell in cells.cells_of(tmp_path / "p", victim, "0000", {"none": None} | sources, PIXELS, {"of": victim})
+    ]
+    victims = {"first": Threshold(), "second": Threshold()}
+    assert predict.predict(victims, lambda x: read.append(x) or images[x], IDS, made) == 18
+    assert read == IDS and sorted(opened) == sorted(2 * IDS)
+    assert len(victims["first"].seen) == len(victims["second"].seen) == 27
+
+
+@pytest.mark.parametrize(("most_cells", "most_perturbations"), [(4, 16), (128, 2), (1, 1)])
+def test_groups_bound_what_is_open_and_change_nothing(tmp_path, monkeypatch, most_cells, most_perturbations):
+    sources = noisy_shards(tmp_path, 5, SHAPE)
+    whole = cells_of(tmp_path / "whole", sources, PIXELS[:2])
+    shown(Threshold(), whole)
+    monkeypatch.setattr(predict, "MOST_CELLS", most_cells)
+    monkeypatch.setattr(predict, "MOST_PERTURBATIONS", most_perturbations)
+    parts, held, most = cells_of(tmp_path / "parts", sources, PIXELS[:2]), set(), []
+
+    def writing(path, *arguments, **options):
+        @contextmanager
+        def counted():
+            held.add(path)
+            most.append(len(held))
+            with original(path, *arguments, **options) as shard:
+                yield shard
+            held.remove(path)
+
+        return counted()
+
+    original = store.writing
+    monkeypatch.setattr(store, "writing", writing)
+    seen = []
+    shown(Threshold(), parts, progress=lambda items, total: seen.append(total) or items)
+    assert stored(parts) == stored(whole)
+    assert max(most) == min(2 * most_perturbations, max(2, most_cells))
+    assert seen == [3 * -(-10 // max(most))]
+
+
+def test_cells_of_another_job_are_waited_for_last(tmp_path, source):
+    """While there is work, nobody waits: what another job holds comes at the end, and is not computed twice."""
+    first, second = cells_of(tmp_path / "p", {"none": None, "net": source})
+    network, threads = Threshold(), []
+    with ExitStack() as stack:
+        other = stack.enter_context(store.writing(first.path, "predictions", IDS, first.header))
+
+        def finish():
+            while not second.done():
+                time.sleep(0.01)
+            for x in IDS:
+                other.put(x, np.full((2, 2), 9, np.uint8), {"perceptibility": 0.0, "largest": 0.0})
+            closing.close()
+
+        closing = stack.pop_all()
+        threads.append(threading.Thread(target=finish))
+        threads[0].start()
+        assert shown(network, [first, second]) == 1
+        threads[0].join()
+    assert len(network.seen) == 3 and (store.read(first.path, "a")[0] == 9).all()
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, source, capsys):
+    class Small(Threshold):
+        def forward(self, images):
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    made = cells_of(tmp_path / "p", {"none": None, "net": source}, PIXELS)
+    shown(Small(), made, batch=8)
+    assert "victim: out of memory, 4 images share a pass now\nvictim: out of memory, 2 " in capsys.readouterr().err
+    whole = cells_of(tmp_path / "whole", {"none": None, "net": source}, PIXELS)
+    shown(Threshold(), whole)
+    assert stored(made) == stored(whole)
+
+
+def test_a_full_disk_beside_the_network_is_an_error_of_the_job(tmp_path, source, monkeypatch):
+    made = cells_of(tmp_path / "p", {"none": None, "net": source})
+
+    def full(shard, image_id, *_):
+        if image_id == "b":
+            raise OSError("p.h5: cannot be written, the disk is full")
+        original(shard, image_id, *_)
+
+    original = store.Writer.put
+    with monkeypatch.context() as patched:
+        patched.setattr(store.Writer, "put", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            shown(Threshold(), made)
+    network = Threshold()
+    shown(network, made)
+    assert {float(image.min()) for image in network.seen} >= {127, 127.75}
+    assert not {float(image.min()) for image in network.seen} & {0, 0.75}  # the first image is kept in both cells
+
+
 def test_a_manifest_names_the_shards_of_a_table(tmp_path, source):
     made = cells_of(tmp_path / "p", {"none": None, "net": source}, ("float", "8-bit"))
-    predict.predict(Threshold(), IMAGES, IDS, made)
+    shown(Threshold(), made)
     manifest = tmp_path / "cells.json"
     cells.write_manifest(manifest, made)
     assert cells.read_manifest(manifest) == {
         ("victim", cell.perturbation, cell.pixels): cell.path for cell in made
     }  # fmt: skip
-    predict.predict(Threshold(), IMAGES, IDS, cells_of(tmp_path / "p", {"none": None}, identity={"new": 1}))
+    shown(Threshold(), cells_of(tmp_path / "p", {"none": None}, identity={"new": 1}))
     with pytest.raises(ValueError, match=r"none.float/0000.h5: not the shard that .*cells.json names; delete"):
         cells.read_manifest(manifest)
     made[0].path.unlink()
@@ -324,7 +506,7 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path, content):
 
 def test_predictions_of_images_that_have_changed_are_refused(tmp_path):
     made = cells_of(tmp_path / "p", {"none": None}, identity=IDENTITY | {"contents": {"image": "1"}})
-    predict.predict(Threshold(), IMAGES, IDS, made)
+    shown(Threshold(), made)
     manifest = tmp_path / "cells.json"
     cells.write_manifest(manifest, made)
     cells.check_images(manifest, {"image": "1"})

@@ -58,6 +58,11 @@ def test_only_networks_with_a_cost_ask_for_a_gpu_and_more_memory(config):
     assert budget.memory_mb(config, ["small"]) == 4000 and budget.memory_mb(config, ["small", "big"]) == 9000
 
 
+def test_a_job_that_holds_several_networks_has_room_for_their_weights(config):
+    config["networks"] |= {name: config["networks"]["big"] for name in ("second", "third")}
+    assert budget.memory_mb(config, ["big", "second", "small", "third"]) == 9000 + 2 * 600
+
+
 def test_run_times_leave_room(config):
     assert budget.run_time_minutes(600, small=480) == 60
     assert budget.run_time_minutes(0, small=480) == 480

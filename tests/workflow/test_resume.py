@@ -241,9 +241,8 @@ def test_of_two_writers_one_is_refused(tmp_path, locking):
     path = tmp_path / "a.h5"
     (winner, _, out, _), (_, code, nothing, errors) = sorted(together(path, False, locking), key=lambda one: one[1])
     assert len(ast.literal_eval(out)) == 20 and code == 1 and nothing == ""
-    sentence = (
-        f"ValueError: {path}: process {winner} on {platform.node()} is writing it; wait for that process or stop it"
-    )
+    holder = f"process {winner} on {platform.node()}"
+    sentence = f"dag.workflow.store.BusyError: {path}: {holder} is writing it; wait for that process or stop it"
     assert errors.strip().splitlines()[-1] == sentence
     assert len(store.read_attributes(path)) == 20
 

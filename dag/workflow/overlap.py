@@ -1,0 +1,16 @@
+"""Reading beside computing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+
+def ahead(items: Iterable) -> Iterator:
+    """The items, each of them computed in another thread while the one before is in use."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
+            yield item
