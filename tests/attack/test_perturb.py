@@ -16,8 +16,8 @@ from dag.attack.targets import derangement
 from dag.data import mini, voc
 from dag.networks.building import build
 from dag.workflow import store
-from dag.workflow.seeds import generator
 from dag.workflow.overlap import ahead
+from dag.workflow.seeds import generator
 
 LABELS = [0, *mini.LABELS]
 SEGMENTATION = {"rules": "algorithm-1", "iterations": 3, "step": 0.5}
@@ -239,7 +239,7 @@ def test_images_are_read_one_ahead_and_in_order():
             time.sleep(0.001)
     assert read == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError):
-        list(perturb._ahead(1 // number for number in (1, 0)))
+        list(ahead(1 // number for number in (1, 0)))
 
 
 def test_what_is_stored_while_the_next_image_is_attacked_is_the_same(root, tmp_path, monkeypatch):
