@@ -1,28 +1,25 @@
 """A lock that one process holds on any file system, and that does not outlive it.
 
-Locks of the operating system fall with their process, but on a shared file system they may be missing or hold on
-one machine only.  So this lock is a file that only one process can create (O_EXCL); it says who that is, and a thread
-of the holder touches it every `BEAT` seconds.  Where the process can be looked up, on the same machine since the same
-boot, the operating system says whether it lives.  Elsewhere its lock falls when it has not been touched for `LIMIT`
-seconds, on the clock of the file system.
+Two jobs must not write one shard: a scheduler may start a job again while the first one still runs on a node that it
+has lost sight of.  Locks of the operating system may hold on one machine only, or not at all, on a shared file system, so
+this is `filelock.SoftFileLease`: a file that only one process can create, which its holder touches every `BEAT` seconds.  On
+the same machine the operating system says whether the holder lives; the lock of another machine falls when
+it has not been touched for `LIMIT` seconds.
 
-What is protected must bear one accident nevertheless: a holder that was stopped for longer than `LIMIT` loses its
-lock to another machine without knowing.  It calls what `held` yields before it changes anything, and is told.
+A holder that was stopped for longer than `LIMIT` loses its lock to another machine without knowing.  It calls what
+`held` yields before it changes anything, and is told.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import secrets
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
+
+from filelock import SoftFileLease, Timeout
 
 BEAT = 10.0  # seconds
 LIMIT = 120.0
@@ -54,131 +51,55 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
     OSError
         If the file system refuses the lock file.
     """
-    descriptor, mine = _take(path, what, wait)
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(BEAT):
-            with suppress(OSError):  # a file server that does not answer now; who lost the lock is told by `check`
-                os.utime(descriptor)
+    lease = SoftFileLease(path, lease_duration=LIMIT, heartbeat_interval=BEAT)
+    first = None
+    while not _taken(lease, path):
+        if (seen := _read(path)) is None:
+            continue
+        # On this machine the lock of a dead process would have been taken; elsewhere a touch is a sign of life.
+        lives = _field(seen[0], "host").partition("?")[0] == gethostname() or first not in (None, seen)
+        if lives and not wait:
+            raise ValueError(f"{what}: {_name(seen[0])} is writing it; wait for that process or stop it")
+        if first is None:
+            print(f"{what}: waiting, {_name(seen[0])} is writing it or died just now", file=sys.stderr)
+            first = seen
+        time.sleep(LOOK)
 
     def check() -> None:
-        if _read(path) != mine:
-            other = _name(_read(path))
-            raise ValueError(f"{what}: {other} has taken over, as this process was stopped for minutes; leave it to it")
+        content, _ = _read(path) or ("", 0)
+        if _field(content, "token") != lease.token:
+            raise ValueError(
+                f"{what}: {_name(content)} has taken over, as this process was stopped for minutes; leave it to it"
+            )
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
         yield check
     finally:
-        ended.set()
-        thread.join()
-        os.close(descriptor)
-        if _read(path) == mine:
-            path.unlink()
+        lease.release()
 
 
-def _take(path: Path, what: str, wait: bool) -> tuple[int, str]:
-    """Create the lock file: its descriptor and content."""
-    process = os.getpid()
-    owner = {"host": platform.node(), "process": process, "place": _place(), "started": _started(process)}
-    mine = json.dumps(owner | {"token": secrets.token_hex(8)})
-    first = None
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            pass
-        except FileNotFoundError:  # the last holder has just removed the folder
-            continue
-        else:
-            try:
-                os.write(descriptor, mine.encode())
-            except OSError:
-                os.close(descriptor)
-                path.unlink()
-                raise
-            return descriptor, mine
-        try:
-            found, touched = path.read_text(), path.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        lives = _lives(found)
-        if lives is None:
-            # empty: its owner was killed before it could write who it is, or is about to
-            if _now(path.parent) - touched > (LIMIT if found else BEAT):
-                lives = False
-            elif first not in (None, (found, touched)):
-                lives = True  # it was touched while we looked
-        if lives is False:
-            print(f"{what}: {_name(found)} has died and left its lock, which is removed", file=sys.stderr)
-            if _read(path) == found:
-                path.unlink(missing_ok=True)
-            continue
-        if lives and not wait:
-            raise ValueError(f"{what}: {_name(found)} is writing it; wait for that process or stop it")
-        if first is None:
-            print(f"{what}: waiting, {_name(found)} is writing it or died just now", file=sys.stderr)
-            first = found, touched
-        time.sleep(LOOK if lives else 1)
-
-
-def _read(path: Path) -> str:
+def _taken(lease: SoftFileLease, path: Path) -> bool:
+    """Whether the lock could be taken at once."""
     try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):  # held, or the last holder has just removed the folder
+        return False
+    return True
 
 
-def _owner(content: str) -> dict:
-    """Who wrote a lock file; empty if it was cut off."""
-    with suppress(json.JSONDecodeError):
-        owner = json.loads(content)
-        if isinstance(owner, dict):
-            return owner
-    return {}
+def _read(path: Path) -> tuple[str, float] | None:
+    """Content of a lock file and when it was touched."""
+    with suppress(FileNotFoundError):
+        return path.read_text(errors="replace"), path.stat().st_mtime
+    return None
+
+
+def _field(content: str, name: str) -> str:
+    """A line `name=value` of a lock file; empty if it is cut off."""
+    return next((line.partition("=")[2] for line in content.splitlines() if line.startswith(f"{name}=")), "")
 
 
 def _name(content: str) -> str:
-    owner = _owner(content)
-    return f"process {owner.get('process', 'unknown')} on {owner.get('host', 'a host unknown')}"
-
-
-def _lives(content: str) -> bool | None:
-    """Whether the owner of a lock lives; None if this machine cannot know."""
-    owner = _owner(content)
-    if "place" not in owner or owner["place"] != _place():
-        return None
-    try:
-        os.kill(owner["process"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return _started(owner["process"]) in (owner["started"], None)
-
-
-def _place() -> str:
-    """Where a number means one process: this boot of this machine, and this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return platform.node()
-
-
-def _started(process: int) -> str | None:
-    """When a process started, "ended" of one that is dead but not yet buried; None if the system does not say."""
-    try:
-        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "ended" if state in "ZX" else rest[18]
-
-
-def _now(folder: Path) -> float:
-    """Time on the clock of a folder's file system."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_mtime
+    host = _field(content, "host").partition("?")[0]
+    return f"process {_field(content, 'pid') or 'unknown'} on {host or 'a host unknown'}"
