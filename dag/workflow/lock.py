@@ -1,10 +1,10 @@
 """A lock that one process holds on any file system, and that does not outlive it.
 
 Two jobs must not write one shard: a scheduler may start a job again while the first one still runs on a node that it
-has lost sight of.  Locks of the operating system may hold on one machine only, or not at all, on a shared file system, so
-this is `filelock.SoftFileLease`: a file that only one process can create, which its holder touches every `BEAT` seconds.  On
-the same machine the operating system says whether the holder lives; the lock of another machine falls when
-it has not been touched for `LIMIT` seconds.
+has lost sight of.  Locks of the operating system may hold on one machine only, or not at all, on a shared file system.
+So this is `filelock.SoftFileLease`, a file that only one process can create, and that its holder touches every `BEAT`
+seconds.  On the same machine the operating system says whether the holder lives; the lock of another machine falls
+when it has not been touched for `LIMIT` seconds.
 
 A holder that was stopped for longer than `LIMIT` loses its lock to another machine without knowing.  It calls what
 `held` yields before it changes anything, and is told.
@@ -52,9 +52,12 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
         If the file system refuses the lock file.
     """
     lease = SoftFileLease(path, lease_duration=LIMIT, heartbeat_interval=BEAT)
-    first = None
+    first, begin = None, time.monotonic()
     while not _taken(lease, path):
         if (seen := _read(path)) is None:
+            continue
+        if not seen[0] and first == seen and time.monotonic() - begin > BEAT:
+            _remove_empty(path, what)
             continue
         # On this machine the lock of a dead process would have been taken; elsewhere a touch is a sign of life.
         lives = _field(seen[0], "host").partition("?")[0] == gethostname() or first not in (None, seen)
@@ -62,15 +65,20 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
             raise ValueError(f"{what}: {_name(seen[0])} is writing it; wait for that process or stop it")
         if first is None:
             print(f"{what}: waiting, {_name(seen[0])} is writing it or died just now", file=sys.stderr)
-            first = seen
+            first, begin = seen, time.monotonic()
         time.sleep(LOOK)
 
+    token = lease.token  # which only this thread can ask for, and `check` is called in any
+
     def check() -> None:
-        content, _ = _read(path) or ("", 0)
-        if _field(content, "token") != lease.token:
-            raise ValueError(
-                f"{what}: {_name(content)} has taken over, as this process was stopped for minutes; leave it to it"
-            )
+        for pause in (LOOK, LOOK, 0):  # one who judges a stale lock puts ours aside for a moment
+            content, _ = _read(path) or ("", 0)
+            if _field(content, "token") == token:
+                return
+            time.sleep(pause)
+        raise ValueError(
+            f"{what}: {_name(content)} has taken over, as this process was stopped for minutes; leave it to it"
+        )
 
     try:
         yield check
@@ -86,6 +94,22 @@ def _taken(lease: SoftFileLease, path: Path) -> bool:
     except (Timeout, FileNotFoundError):  # held, or the last holder has just removed the folder
         return False
     return True
+
+
+def _remove_empty(path: Path, what: str) -> None:
+    """Remove a lock file whose maker was killed before it could write who it was; filelock keeps such a file for ever.
+
+    One process at a time, so that nobody removes the file that the next holder has made meanwhile.
+    """
+    with suppress(FileNotFoundError):
+        judged = path.stat()
+        try:
+            with SoftFileLease(f"{path}.empty", lease_duration=LIMIT, heartbeat_interval=BEAT, timeout=BEAT):
+                found = path.stat()
+                if found.st_size == 0 and (found.st_ino, found.st_ctime_ns) == (judged.st_ino, judged.st_ctime_ns):
+                    path.unlink()
+        except Timeout as error:
+            raise ValueError(f"{what}: delete {path}, left by a process that was killed, and run again") from error
 
 
 def _read(path: Path) -> tuple[str, float] | None:
