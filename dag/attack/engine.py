@@ -166,7 +166,7 @@ def dense_adversaries(
             if (problem.labels >= 0).any():
                 running.append(run)
             else:  # without targets: the perturbation stays as it began
-                yield problem, Attack(run.r[None], NO_TARGETS, [])
+                yield problem, Attack(torch.zeros_like(problem.image)[None], NO_TARGETS, [])
         if not running:
             return
         todo, latest = running, []

@@ -711,6 +711,31 @@ def test_the_same_resamples_serve_all_victims(tmp_path, root):
     assert other["none", "float"]["score_se"] != first["none", "float"]["score_se"]
 
 
+def test_differences_between_victims_are_paired(tmp_path, root):
+    """Victims that see the same have the same interval, since an image that is drawn is drawn for all of them."""
+    images, named = [(root, image_id) for image_id in IDS], {}
+    for victim, maps in {"first": TRUTH, "second": TRUTH, "third": TRUTH | {"c": NOTHING["c"]}}.items():
+        named[victim] = {"label": victim, "task": "segmentation"}
+        for name, seen in {"none": TRUTH, "net": CLEAN if victim != "third" else maps}.items():
+            arrays = label_maps({key: np.where(np.equal(value, 255), 0, value) for key, value in seen.items()})
+            path = tmp_path / victim / f"{name}.float" / "0000.h5"
+            shard(path, "predictions", arrays, {"name": name}, perceptibility=0.0, largest=0.0)
+    made = [
+        cells.Cell(victim, name, "float", None, tmp_path / victim / f"{name}.float" / "0000.h5", {"name": name})
+        for victim in named
+        for name in ("none", "net")
+    ]
+    cells.write_manifest(tmp_path / "m.json", made)
+    first, second, third = (
+        {cell["perturbation"]: cell for cell in found["cells"]}
+        for found in score.score([tmp_path / "m.json"], images, named, resamples=400, seed=5)
+    )
+    assert first["net"]["drop_se"] > 0
+    for number in ("score_se", "drop_se", "drop_low", "drop_high", "companion_se"):
+        assert first["net"][number] == second["net"][number]
+    assert third["net"]["score_se"] > 0
+
+
 def test_a_missing_image_is_named(tmp_path, root):
     maps, known = label_maps({x: CLEAN[x] for x in "ab"}), {"perceptibility": 0.0, "largest": 0.0}
     path = shard(tmp_path / "p" / "0000.h5", "predictions", maps, {"x": 1}, **known)
