@@ -1,4 +1,4 @@
-"""Make a network ready for use: find its function, load its weights, check it, rewrite it to compute less."""
+"""Build networks: call the function, load and check the weights, rewrite the network for speed."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ def build(
     fold: bool = True,
     task: str | None = None,
 ) -> Network:
-    """Make a network ready for use: evaluation mode, frozen weights, finite numbers.
+    """Build a network in evaluation mode, with frozen, finite weights.
 
     Parameters
     ----------
     architecture : str
-        "package.module:function" or "path/to/file.py:function", the path absolute or from the working
-        directory; the function returns a `Network`.  One from outside the project is put to the test, see
+        "package.module:function" or "path/to/file.py:function", the path absolute or relative to the working
+        directory; the function returns a `Network`.  A network from outside the project is checked, see
         `dag.networks.contract`.
     arguments : dict, optional
         Keyword arguments of the function.
     files : dict of str to path, optional
-        Weight files by role.  `state_dict` is loaded into the network here; every other role is
-        handed to the function as a keyword argument.
+        Weight files by role.  The role `state_dict` is loaded into the network; every other role is passed to
+        the function as a keyword argument.
     fold : bool
-        Fold batch normalisation into the convolutions and more, see `rewrite`; not for training.
+        Rewrite the network for speed, see `rewrite`; not for training.
     task : str, optional
-        "segmentation" or "detection", what the configuration takes the network for.
+        "segmentation" or "detection", the task in the configuration.
 
     Raises
     ------
     ValueError
-        If the architecture cannot be found or called, a file does not fit, a weight is not finite, or
-        the network does not do what this module says.
+        If the architecture cannot be found or called, a file does not fit, a weight is not finite, the task is
+        another one, or the network does not follow `dag.networks.interface`.
     """
     files = {role: Path(path) for role, path in (files or {}).items()}
     for role, path in files.items():
@@ -59,7 +59,9 @@ def build(
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"{architecture}: {error}; it gets `arguments` and `files` of the network's entry") from error
+        raise ValueError(
+            f"{architecture}: {error}; `arguments` and `files` of the network's entry are passed to it"
+        ) from error
     try:
         network = function(**arguments)
     except pickle.UnpicklingError:  # with torch's advice to run the code in the file
@@ -88,7 +90,7 @@ def build(
 
 
 def rewrite(network: Network) -> Network:
-    """Let a network compute the same with less work, in place; see `fold_batch_norm`, `layers.convolutions.lean`."""
+    """Rewrite a network for speed, in place; see `fold_batch_norm` and `dag.networks.layers.convolutions.lean`."""
     fold_batch_norm(network)
     lean(network)
     inner = getattr(network, "channels_last", False)  # a network from outside may lack it
@@ -96,12 +98,12 @@ def rewrite(network: Network) -> Network:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Multiply every batch normalisation that follows a convolution into it, in place; see `Network.normalised`.
+    """Fold every batch normalisation into the convolution before it, in place; see `Network.normalised`.
 
-    Equal up to rounding; one iteration of the attack takes 0.86 of the time on the VGG networks of
-    the miniature and 0.97 on the ZF ones.
+    Equal up to rounding.  An iteration of the attack takes 0.86 of the time on the VGG networks of the
+    miniature and 0.97 on the ZF networks.
     """
-    # a network from outside may be no `Network`
+    # a network from outside need not derive from `Network`
     pairs = network.normalised() if isinstance(network, Network) else Network.normalised(network)
     for block, first, second in list(pairs):
         convolution, norm = block._modules[first], block._modules[second]
@@ -117,7 +119,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises
     ------
     ValueError
-        If the file cannot be read, or its tensors are not those of the network.
+        If the file cannot be read, or its tensors do not fit the network.
     """
     try:
         network.load_state_dict(state_files.read(path))
@@ -142,7 +144,7 @@ def function_of(architecture: str):
             raise ImportError(f"there is no {function_name} in it")
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"{architecture!r} cannot be found ({error}); give package.module:function of what is "
-            "installed or on PYTHONPATH, or path/to/file.py:function with a path from the working directory"
+            f"{architecture!r} cannot be found ({error}); give package.module:function of an "
+            "installed package or one on PYTHONPATH, or path/to/file.py:function with a path from the working directory"
         ) from error
     return vars(module)[function_name]

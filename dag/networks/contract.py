@@ -1,7 +1,7 @@
-"""Does a network do what `dag.networks.interface` says?  Asked when one from outside the project is built.
+"""Check that a network from outside the project follows `dag.networks.interface`.
 
-A few passes over one small image answer it, so that a mistake is a sentence before the first attack and
-not a wrong number in a table.
+A few passes over one small image turn a mistake into an error before the first attack, instead of a wrong
+number in a table.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from torch import Tensor, nn
 
 from dag.networks.interface import Detector, Proposals, Segmenter
 
-# Height and width of the image: odd and different, so that a wrong order of axes or a size that must divide shows.
+# Height and width of the image: odd and different, to detect swapped axes and sizes that must be divisible.
 SIZE = (67, 93)
-LIMIT = 20  # proposals that are asked for
+LIMIT = 20  # proposals
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _KINDS = {"segmentation": Segmenter, "detection": Detector}
 
 
 class _Fault(Exception):
-    """What is wrong with a network, in words that follow its name."""
+    """What is wrong with a network; the message follows its name."""
 
 
 def check_interface(network: nn.Module, name: str) -> None:
     """Refuse a network that cannot be attacked or evaluated.
 
-    Every class will do that has the attributes and methods of a `Segmenter` or a `Detector`.  A
-    detector that proposes nothing on the image is not asked for scores.
+    Any class with the attributes and methods of a `Segmenter` or a `Detector` is accepted.  The scores of a
+    detector are checked only if it proposes anything.
 
     Parameters
     ----------
     network : nn.Module
         In evaluation mode, on the CPU.
     name : str
-        What errors call it.
+        Name in error messages.
 
     Raises
     ------
     ValueError
-        One sentence: the first thing that is wrong, and what to do.
+        The first thing that is wrong, and what to do, in one sentence.
     """
     try:
         _check(network)
@@ -57,7 +57,7 @@ def check_interface(network: nn.Module, name: str) -> None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name}: {reason} ({type(error).__name__} in {where.filename}, line {where.lineno}, shown an image of "
-            f"{SIZE[0]} x {SIZE[1]} pixels); it must take images of any size and do what dag/networks/interface.py says"
+            f"{SIZE[0]} x {SIZE[1]} pixels); it must accept images of any size, see dag/networks/interface.py"
         ) from error
 
 
@@ -101,7 +101,7 @@ def _check_segmenter(network: nn.Module) -> None:
         _check_tensor("upsample(scores, (H, W))", whole, (1, columns, *SIZE))
         other = torch.randn(low.shape, generator=torch.Generator().manual_seed(1)).to(low) * low.abs().max()
         if not _close(network.upsample(2 * low - 3 * other, SIZE), 2 * whole - 3 * network.upsample(other, SIZE)):
-            raise _Fault("upsample() is not linear in the scores; do in body() whatever else is to be done to them")
+            raise _Fault("upsample() is not linear in the scores; move everything else into body()")
         scores = network(image)
         _check_tensor("network(images)", scores, whole.shape)
         label_map = network.label_map(image)
@@ -174,13 +174,13 @@ def _check_detections(detections: object, labels: Sequence[int]) -> None:
 
 
 def _check_scores(what: str, function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
-    """What the attack needs of scores f(X, t), columns in dimension 1: a gradient, and no softmax."""
+    """Refuse scores f(X, t), columns in dimension 1, without a gradient or after softmax."""
     if scores.min() >= 0 and (scores.sum(1) - 1).abs().max() < 1e-3:
         raise _Fault(f"{what} are probabilities; return the scores before softmax")
     images = _image().requires_grad_()
     values = function(images)
     if not _close(values, scores):
-        raise _Fault(f"{what} differs from pass to pass; what is random, like dropout, must be off in evaluation mode")
+        raise _Fault(f"{what} differs from pass to pass; random layers, like dropout, must be off in evaluation mode")
     gradient = None
     if values.requires_grad:
         weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(2)).to(values)
@@ -192,7 +192,7 @@ def _check_scores(what: str, function: Callable[[Tensor], Tensor], scores: Tenso
 
 
 def _check_tensor(what: str, value: object, shape: Sequence[int | None], *dtypes: torch.dtype) -> None:
-    """A finite tensor of this shape (None: any length) and one of these types (none given: any float)."""
+    """Refuse what is not a finite tensor of this shape (None: any length) and of these types (default: any float)."""
     if not isinstance(value, Tensor):
         raise _Fault(f"{what} is a {type(value).__name__}; return a tensor")
     if len(shape) != value.dim() or any(
@@ -222,12 +222,12 @@ def _check_untouched(image: Tensor, what: str) -> None:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding, which may be large beside small values."""
+    """Whether both are equal up to rounding, relative to the largest value."""
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
 
 
 def _image() -> Tensor:
-    """The image (1, 3, H, W): slopes, rectangles, noise."""
+    """The image (1, 3, H, W): a gradient, rectangles and noise."""
     generator, (height, width) = torch.Generator().manual_seed(0), SIZE
     image = torch.linspace(40, 160, height)[:, None] + torch.linspace(0, 60, width)
     image = image.expand(1, 3, height, width).clone()

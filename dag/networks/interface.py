@@ -1,17 +1,16 @@
-"""What every network can do, whatever its family, file format or size.
+"""Interface of all networks.
 
-A network takes images as they are: float32 RGB in [0, 255], any size, a leading batch dimension
-(B, 3, H, W).  Resizing, channel order and mean subtraction are its own first, differentiable
-layers, so one perturbation in the frame of the image can be shown to all of them.
+A network takes images as they are: float32 RGB in [0, 255], any size, with a batch dimension, (B, 3, H, W).
+Resizing, channel order and mean subtraction are its own first, differentiable layers, so that one
+perturbation in the frame of the image can be added to the input of every network.
 
-The attack (`dag.attack.engine`) needs only two things: the score vector f(X, t) before softmax of every
-target t, differentiable in X, and the meaning of its columns (`labels`).  The evaluation needs
-the network's normal output (`label_map`, `detect`).
+The attack (`dag.attack.engine`) needs the score vector f(X, t) before softmax of every target t, differentiable
+in X, and the meaning of its columns (`labels`).  The evaluation needs the network's normal output
+(`label_map`, `detect`).
 
-Detectors without a region proposal network (single-stage ones) fit the same interface: their
-decoded anchor boxes play the role of the proposals, and f(X, t) is the vector of class logits at
-that anchor.  Objectness takes part in `confidence` and in `detect` and is left alone by the
-attack: scores derived from it let the attack stop early with the true class still the best one.
+Single-stage detectors have the same interface: their decoded anchor boxes are the proposals, and f(X, t) is
+the vector of class logits at an anchor.  Objectness is part of `confidence` and `detect` but not of f: an attack on
+scores that include it stops early, with the true class still the best one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Proposals:
-    """Candidate boxes of one image before classification.
+    """Candidate boxes of one image.
 
     Attributes
     ----------
@@ -75,8 +74,8 @@ class Network(nn.Module):
         VOC class id of each of the C score columns; 0 is background.  A single-stage detector
         has no background column.
     channels_last : bool
-        The weights are kept with channels innermost, and so torch keeps all maps.  Worth it where convolutions are
-        depthwise (benchmarks/RESULTS.md); VGG loses by it.
+        Weights, and so all maps, are stored with channels innermost.  Faster for depthwise convolutions
+        (benchmarks/RESULTS.md), slower for VGG.
     """
 
     task: str
@@ -84,10 +83,10 @@ class Network(nn.Module):
     channels_last = False
 
     def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
-        """Where `build` may multiply a batch normalisation into a convolution.
+        """Pairs of layers, of which `build` folds the second into the first if they are convolution and normalisation.
 
-        Yields a module and the names of two of its layers, of which the second reads all that the first puts out, and
-        nobody else reads it.  Neighbours in an `nn.Sequential` are that in any case; a network adds others.
+        Yields a module and the names of two of its layers.  The output of the first must be read by the second alone.
+        That holds for neighbours in an `nn.Sequential`; networks add other pairs.
         """
         for block in self.modules():
             if isinstance(block, nn.Sequential):
@@ -97,8 +96,8 @@ class Network(nn.Module):
 class Segmenter(Network):
     """A network that labels every pixel.
 
-    `body` does the work at low resolution; `upsample` is linear in its input, so that an attack
-    may handle it in closed form.
+    `body` computes scores at low resolution.  `upsample` is linear in them, so that an attack can compute the
+    scores of single pixels, see `dag.networks.layers.upsampling`.
     """
 
     task = "segmentation"
@@ -123,16 +122,16 @@ class Segmenter(Network):
 
 
 class Detector(Network):
-    """A network that finds boxes.
+    """A network that detects objects.
 
-    Lists have one element per image of the batch; tensors over proposals are concatenated in
-    that order, R = total number of proposals.
+    Lists have one element per image of the batch.  Tensors over proposals are concatenated in that order; R is
+    the total number of proposals.
     """
 
     task = "detection"
 
     def features(self, images: Tensor):
-        """Everything that one pass of the trunk yields; handed to the other methods unopened."""
+        """Output of one pass of the trunk over images (B, 3, H, W), passed to the other methods."""
         raise TypeError(f"{type(self).__name__} does not define features()")
 
     def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
@@ -148,12 +147,12 @@ class Detector(Network):
         return scores.softmax(1)
 
     def confidence(self, features, proposals: list[Proposals]) -> Tensor:
-        """How sure the network is that a proposal holds an object of a class, (R, C) in [0, 1].
+        """Probability that a proposal is an object of a class, (R, C) in [0, 1].
 
         Single-stage networks multiply the class probability by the objectness.
         """
         return self.probabilities(self.scores(features, proposals))
 
     def detect(self, images: Tensor) -> list[Detections]:
-        """Detections at the network's normal test settings."""
+        """Detections with the network's normal test settings."""
         raise TypeError(f"{type(self).__name__} does not define detect()")

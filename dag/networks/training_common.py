@@ -1,4 +1,4 @@
-"""What training the miniature and training at full size share: seeds, progress, samples, saving."""
+"""Functions shared by the trainings of the miniature and at full size: seeds, progress, samples, saving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 
 def save(weights: dict[str, Tensor], path: str | Path) -> None:
-    """Write a state dict beside `path`, then rename it into place."""
+    """Write a state dict atomically: to a temporary file that is renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -28,8 +28,8 @@ def save(weights: dict[str, Tensor], path: str | Path) -> None:
 def pick(first: Tensor, second: Tensor, most: int, total: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random rows of each image: up to `most` of those marked in `first`, then some marked in `second`.
 
-    first, second : bool (B, N), never both true.  Returns int64 (B, total) and bool (B, total): is the row marked
-    at all.
+    `first` and `second` are bool (B, N), never both true.  Returns rows, int64 (B, total), and whether each is
+    marked at all, bool (B, total).
     """
     keys = torch.rand(first.shape, generator=generator)
     leading = torch.where(first, keys, -1).topk(min(most, first.shape[1])).indices
@@ -39,7 +39,7 @@ def pick(first: Tensor, second: Tensor, most: int, total: int, generator: torch.
 
 
 def progress(total: int, title: str, every: int = 50) -> Callable[[int, float], None]:
-    """Function to call after each iteration: a bar on a terminal, else a line every `every` iterations."""
+    """Function to call after each iteration: shows a bar on a terminal, otherwise a line every `every` iterations."""
     if sys.stderr.isatty():
         bar = tqdm(total=total, desc=title)
 
@@ -59,7 +59,7 @@ def progress(total: int, title: str, every: int = 50) -> Callable[[int, float], 
 
 @contextmanager
 def seeded(seed: int):
-    """The global generator starts from `seed` inside, and continues afterwards as if nothing had happened."""
+    """Seed torch's global generator in the context; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

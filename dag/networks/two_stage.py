@@ -1,4 +1,4 @@
-"""Two-stage detectors, whatever their layers: region proposals, then a head for every proposal (Ren et al., 2015)."""
+"""Two-stage detectors: region proposals, then a head that scores every proposal (Ren et al., 2015)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from dag.networks.interface import Detections, Detector, Proposals
 from dag.networks.layers import boxes, operators
 
-# Standard deviations by which the targets of the second box regression are divided.
+# Standard deviations by which the targets of the second stage's box regression are divided.
 SPREAD = (0.1, 0.1, 0.2, 0.2)
 
 
 class RegionDetector(Detector):
-    """What detectors of two stages share, whatever their layers: proposals, and the final suppression.
+    """Base of two-stage detectors: proposals and the final suppression.
 
-    The settings of the normal test are attributes: `candidates` boxes enter the suppression of
-    proposals at IoU > `proposal_nms`, `proposals` survive; detections need a probability above
-    `lowest` and are suppressed per class at IoU > `detection_nms`.  At most `per_class` boxes of a
-    class enter that suppression and at most `per_image` detections survive it (None: all).
+    The settings of the normal test are attributes.  The `candidates` best boxes are suppressed at
+    IoU > `proposal_nms`, and the `proposals` best survivors are classified.  Detections need a probability above
+    `lowest` and are suppressed per class at IoU > `detection_nms`.  At most `per_class` boxes of a class
+    enter that suppression, and at most `per_image` detections are kept after it (None: no limit).
     """
 
     candidates: int
@@ -30,15 +30,15 @@ class RegionDetector(Detector):
     per_image: int | None = None
 
     def objectness_and_deltas(self, features) -> tuple[Tensor, Tensor]:
-        """Raw output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
+        """Output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
         raise TypeError(f"{type(self).__name__} does not define objectness_and_deltas()")
 
     @torch.no_grad()
     def propose(self, features, *, nms: float, limit: int, candidates: int | None = None) -> list[Proposals]:
         """The `limit` best proposals that survive suppression at IoU > `nms`, best first.
 
-        All anchors enter the suppression unless `candidates` limits them, as the normal test
-        does: the attack needs a dense set.
+        The normal test limits the boxes that enter the suppression to `candidates`; by default all anchors do, as
+        the attack needs a dense set.
         """
         raw = self.objectness_and_deltas(features)
         return self.select(features, *raw, nms=nms, limit=limit, candidates=candidates)
@@ -50,14 +50,14 @@ class RegionDetector(Detector):
         raise TypeError(f"{type(self).__name__} does not define select()")
 
     def regions(self, features, proposals: list[Proposals]) -> tuple[Tensor, Tensor]:
-        """Second stage: scores (R, C) before softmax and the raw box deltas that `refine` understands."""
+        """Second stage: scores (R, C) before softmax and the box deltas for `refine`."""
         raise TypeError(f"{type(self).__name__} does not define regions()")
 
     def scores(self, features, proposals: list[Proposals]) -> Tensor:
         return self.regions(features, proposals)[0]
 
     def refine(self, features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
-        """Final boxes in the frame of the image: (R, C - 1, 4), or (R, 1, 4) if all classes share one."""
+        """Final boxes in the frame of the image: (R, C - 1, 4), or (R, 1, 4) if all classes share one box."""
         raise TypeError(f"{type(self).__name__} does not define refine()")
 
     @torch.no_grad()
@@ -84,6 +84,6 @@ class RegionDetector(Detector):
 
 
 def rois(proposals: list[Proposals], maps: Tensor) -> Tensor:
-    """Proposals of a batch as rows (image, x_min, y_min, x_max, y_max), (R, 5), typed like `maps`."""
+    """Proposals of a batch as rows (image, x_min, y_min, x_max, y_max), (R, 5), of the type of `maps`."""
     image = torch.cat([maps.new_full((len(one), 1), i) for i, one in enumerate(proposals)])
     return torch.cat([image, torch.cat([one.boxes for one in proposals]).to(maps)], 1)

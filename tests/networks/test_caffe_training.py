@@ -481,7 +481,7 @@ def test_decimated_weights(tmp_path):
             assert module.weight[o, i, 0, 0] == fc7[4 * o, 4 * i]
         assert not network.head[f"fc8_voc12_{branch}"].bias.any()
     wide = {"labels": LABELS, "widths": VGG16 | {"fc6": 26, "fc7": 5}}
-    with pytest.raises(ValueError, match=r"'fc6' of \(25, 8, 7, 7\) cannot be thinned to \(26, 8, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"'fc6' of \(25, 8, 7, 7\) cannot be subsampled to \(26, 8, 3, 3\)"):
         initialisation.initialise(
             building.build(NETWORKS["deeplab-aspp"]["architecture"], wide), RECIPES["deeplab-aspp"], path
         )
@@ -601,10 +601,12 @@ def test_a_checkpoint_of_another_training_is_not_used(tree, tmp_path, capsys):
     changes = QUICK["fcn-alexnet"] | {"iterations": 3, "checkpoint": 2}
     first = fit("fcn-alexnet", tree, tmp_path, path, **changes)
     fit("fcn-alexnet", tree, tmp_path, path, **changes)
-    assert "2 iterations are done; training goes on" in capsys.readouterr().err
+    assert "training is resumed after 2 iterations" in capsys.readouterr().err
     for other in ({"seed": 1}, {"code": "x"}, {"momentum": 0.8}):
         network = fit("fcn-alexnet", tree, tmp_path, path, **changes | other)
-        assert "belongs to a training with other settings; training begins anew" in capsys.readouterr().err
+        assert (
+            "belongs to a training with other settings; training starts from the beginning" in capsys.readouterr().err
+        )
         assert "code" in other or not same_weights(first, network)
     assert same_weights(first, fit("fcn-alexnet", tree, tmp_path, path, **changes))
     (tmp_path / "one.checkpoint").write_bytes(b"nothing")
@@ -662,7 +664,7 @@ def test_bad_training_sets_are_refused(tree, tmp_path):
     matlab = copy.deepcopy(entry("faster-rcnn-zf-07"))
     matlab["arguments"]["convention"] = "matlab"
     path = imagenet("faster-rcnn-zf-07", tmp_path)[0]
-    with pytest.raises(ValueError, match="recipes of detection follow the convention 'py'"):
+    with pytest.raises(ValueError, match="recipes of detection need a Python convention; choose 'py'"):
         training.fit(matlab, RECIPES["faster-rcnn-zf-07"], tree, path, tmp_path / "x", seed=0)
 
 

@@ -268,8 +268,12 @@ def test_weights_are_checked_before_the_network_is_shown_an_image(own, tmp_path)
 @pytest.mark.parametrize(
     ("function", "arguments", "sentence"),
     [
-        ("own", {}, "own.py:own: missing a required argument: 'labels'; it gets `arguments` and `files`"),
-        ("own", {"labels": [0, 1], "width": 3}, "own.py:own: got an unexpected keyword argument 'width'; it gets"),
+        ("own", {}, "own.py:own: missing a required argument: 'labels'; `arguments` and `files`"),
+        (
+            "own",
+            {"labels": [0, 1], "width": 3},
+            "own.py:own: got an unexpected keyword argument 'width'; .arguments. and .files.",
+        ),
         ("wrong", {"labels": [0, 1]}, "own.py:wrong: its task is neither 'segmentation' nor 'detection'"),
         ("forgotten", {"labels": [0, 1]}, "own.py:forgotten returns a NoneType; return a Segmenter or a Detector"),
     ],

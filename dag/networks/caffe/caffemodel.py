@@ -1,9 +1,9 @@
 """Read the weights of a caffemodel file and put them into a network.
 
-A caffemodel is one message of Protocol Buffers: fields that begin with a key (field number and
-wire type) and may hold further messages.  The few fields that carry weights are read here straight
-from the bytes; their numbers are those of Caffe's `caffe.proto`.  The file is mapped into memory
-and its numbers are copied once, into the network.
+A caffemodel is a message of Protocol Buffers: a sequence of fields, each with a key (field number and wire
+type), which may hold further messages.  Only the fields that carry weights are read; their numbers are
+those of Caffe's `caffe.proto`.  The file is mapped into memory and the weights are copied once, into the
+network.
 """
 
 from __future__ import annotations
@@ -42,19 +42,18 @@ _NUMBERS = {  # packed and one by one
 
 
 def read_blobs(path: Path) -> dict[str, list[np.ndarray]]:
-    """All blobs of a caffemodel, by layer.
+    """Read all blobs of a caffemodel, by layer.
 
     Parameters
     ----------
     path : Path
-        A file of Caffe's current format or of the one before it (V1).
+        A file of Caffe's current format or of its previous one (V1).
 
     Returns
     -------
     dict of str to list of ndarray
-        Layer name -> its blobs in Caffe's order, float32 and in the shape of the file; an empty
-        list for a layer without weights.  The arrays are read-only views of the file wherever it
-        stores packed float32, and keep it open.
+        Layer name -> its blobs in Caffe's order, float32, with the shapes of the file; an empty list for a
+        layer without weights.  Packed float32 blobs are read-only views of the file and keep it open.
 
     Raises
     ------
@@ -78,24 +77,23 @@ def load(
 ) -> nn.Module:
     """Copy the blobs of a caffemodel into a network, by Caffe's layer names.
 
-    A module that has tensors of its own is the layer of the same name (the last part of its dotted
-    name, so it does not matter in which part of the network it stands), and the blobs go into its
-    parameters and persistent buffers in the order in which they are registered: weight and bias in
-    torch's layers, as in Caffe's.  Inner products fit convolutions (and the other way round) if
-    both have as many outputs and inputs; leading ones of the legacy format, (1, 1, O, I), do not count.
+    A module with parameters or persistent buffers of its own corresponds to the layer whose name is the last
+    part of the module's dotted name.  Blobs are copied in the order in which the tensors are registered: weight and
+    bias in torch's layers, as in Caffe's.  Blobs of inner products and of convolutions fit each other if
+    they have the same numbers of outputs and inputs; leading ones of the legacy format, (1, 1, O, I), are ignored.
 
     Parameters
     ----------
     network : nn.Module
-        On the CPU; may be a part of a network whose weights come from several files.
+        On the CPU; may be a part of a network whose weights are in several files.
     path : Path
         The caffemodel.
     rename : mapping of str to str, optional
-        Module name -> layer name where they differ.
+        Module name -> layer name, where the names differ.
     ignore : str, optional
-        Regular expression of the names (whole) of layers whose weights are not wanted.  Every other
-        layer of the file must have a place in the network: a layer that is left over means that
-        the file belongs to another network, e.g. one that scales its skips.
+        Regular expression that matches the full names of layers to skip.  Every other layer of the file must
+        have a place in the network: an extra layer means that the file belongs to another network, e.g. one that
+        scales its skips.
 
     Returns
     -------
@@ -105,8 +103,8 @@ def load(
     Raises
     ------
     ValueError
-        If the file cannot be read, a layer is missing or left over, or a blob does not fit.  Nothing
-        is copied then.
+        If the file cannot be read, a layer is missing or has no place in the network, or a blob does not
+        fit.  The network is unchanged then.
     """
     modules = _modules(network, rename or {})
     blobs = {name: arrays for name, arrays in read_blobs(path).items() if arrays}
@@ -133,7 +131,7 @@ def load(
 
 
 def _modules(network: nn.Module, rename: Mapping[str, str]) -> dict[str, list[Tensor]]:
-    """Layer name -> tensors that its blobs are copied into; they share memory with the network."""
+    """Layer name -> the tensors for its blobs, which share memory with the network."""
     modules = {}
     for path, module in network.named_modules():
         name = path.rpartition(".")[2]
@@ -200,11 +198,11 @@ def _blob(data: memoryview, begin: int, end: int) -> np.ndarray:
             found = chunks[_NUMBERS[key]]
             if key & 7 == _BYTES:
                 found.append(data[first:last])
-            else:  # one by one: collected in one place, a view of each would take 50 times the memory
+            else:  # single values are collected: a view of each would take 50 times the memory
                 if not found or not isinstance(found[-1], bytearray):
                     found.append(bytearray())
                 found[-1] += data[first:last]
-    if legacy:  # takes precedence in Caffe too
+    if legacy:  # takes precedence, as in Caffe
         shape = [legacy.get(key, 0) for key in _LEGACY_SHAPE]
     kind = "<f8" if chunks["<f8"] else "<f4"
     arrays = [np.frombuffer(chunk, kind) for chunk in chunks[kind]] or [np.empty(0, kind)]
@@ -224,7 +222,7 @@ def _dimensions(data: memoryview, begin: int, end: int) -> list[int]:
 
 
 def _fields(data: memoryview, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Key, first byte and end of every field of the message in data[begin:end]."""
+    """Key, begin and end of every field of the message in data[begin:end]."""
     while begin < end:
         start = begin
         key, begin = _varint(data, begin, end)
@@ -239,13 +237,13 @@ def _fields(data: memoryview, begin: int, end: int) -> Iterator[tuple[int, int, 
         else:
             last = begin + (8 if wire_type == _64_BIT else 4)
         if last > end:
-            raise ValueError(f"the field at byte {start} should end at byte {last}, but there is no more after {end}")
+            raise ValueError(f"the field at byte {start} ends at byte {last}, beyond the end of its message, {end}")
         yield key, begin, last
         begin = last
 
 
 def _varint(data: memoryview, begin: int, end: int) -> tuple[int, int]:
-    """The number at data[begin], 7 bits per byte, lowest first, and the byte after it."""
+    """The varint at data[begin], 7 bits per byte, lowest first, and the position after it."""
     value = 0
     for position in range(begin, min(end, begin + 10)):
         value |= (data[position] & 0x7F) << 7 * (position - begin)

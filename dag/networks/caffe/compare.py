@@ -2,9 +2,9 @@
 
     python -m dag.networks.caffe.compare NAME --weights FILE (--image IMAGE | --data DATA.npy) [--output BLOBS.npz]
 
-NAME is an entry of config/networks.yaml.  A blob has the values that pycaffe's net.blobs[name].data has
-after the pass: the layers that Caffe computes in place (BatchNorm, Scale, ReLU, Dropout) are included in
-it.  docs/networks.md shows how to compare.
+NAME is an entry of config/networks.yaml.  A blob has the values of pycaffe's net.blobs[name].data after the
+pass, so it includes the layers that Caffe computes in place (BatchNorm, Scale, ReLU, Dropout).  docs/networks.md
+shows how to compare.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def blobs(
     scale: float = 1.0,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What the layers of a network put out in one forward pass, in its order, and what follows from that.
+    """Outputs of the layers of a network in one forward pass, in the order of computation.
 
     Parameters
     ----------
@@ -57,35 +57,34 @@ def blobs(
     images : Tensor (1, 3, H, W), optional
         RGB in [0, 255].
     data : Tensor (1, 3, H, W), optional
-        Instead of images: Caffe's input, which is BGR, without its mean, and for a detector resized.
-        Only for networks that were released for Caffe.
+        Instead of images: Caffe's input, BGR with the mean subtracted, for a detector also resized.  Only for
+        networks that were released for Caffe.
     scale : float
         With `data` of a detector: pixels of `data` per pixel of the image, third number of im_info.
     names : mapping of str to str, optional
-        Layer -> blob where they differ; by default `NAMES`.
+        Layer -> blob, where the names differ; by default `NAMES`.
 
     Returns
     -------
     dict of str to ndarray
-        Output of every module that has no modules inside, under the last part of its name, which in
-        networks released for Caffe is the layer's (under the whole name where two modules share it).
-        What is computed in place counts as output of the module before.  A module that is passed
-        several times is called as `network.name_in_pass` says, or ends in .2, .3, and so on.  "data" is
-        the input of the first module.
+        Output of every module without submodules, under the last part of its name, which is the layer's name
+        in networks released for Caffe (under the full name if two modules share the last part).  A layer that
+        is computed in place changes the blob of the layer before it.  Modules that are called several times
+        are named by `network.name_in_pass`, otherwise with the endings .2, .3, and so on.  "data" is the input
+        of the first module.
 
-        Segmentation networks also have what `body` and `upsample` return, as `network.blob_names` or
-        "body" and "score"; Caffe's scores are of the size of "data", in DeepLab that of the frame.
+        Segmentation networks also have the outputs of `body` and `upsample`, as `network.blob_names` or
+        "body" and "score"; Caffe's scores have the size of "data", in DeepLab that of the frame.
 
-        Detectors with proposals also have "rois" (R, 5), best first, image and corners in the frame of
-        "data" (of the image if the network was not released for Caffe), and "cls_prob" (R, C).  Those
-        released for Caffe also have "im_info" (1, 3), "bbox_pred" (R, 4 C) or (R, 8), and
-        "rpn_cls_prob" (1, 2, 9 h, w), which is "proposal_cls_prob" if its scores are
-        "proposal_cls_score".
+        Detectors with proposals also have "rois" (R, 5), best first: image and corners in the frame of "data" (of
+        the image if the network was not released for Caffe), and "cls_prob" (R, C).  Those released for Caffe
+        also have "im_info" (1, 3), "bbox_pred" (R, 4 C) or (R, 8), and "rpn_cls_prob" (1, 2, 9 h, w), which
+        is called "proposal_cls_prob" if its scores are called "proposal_cls_score".
 
     Raises
     ------
     ValueError
-        If there are both or neither of images and data, or one that the network cannot take.
+        If both or neither of images and data are given, or the network cannot take them.
     """
     if (images is None) == (data is None):
         raise ValueError("give either images or data")
@@ -144,9 +143,9 @@ def _detection(
 
 @contextmanager
 def _recorded(network: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """Blobs of the passes made inside, by name.
+    """Blobs of the passes made in the context, by name.
 
-    They are kept, not copied: what is computed in place later on, such as ReLU, shows in them as it does in Caffe's.
+    The tensors are not copied, so layers that are computed in place later, such as ReLU, change them as in Caffe.
     """
     leaves = {path: module for path, module in network.named_modules() if next(module.children(), None) is None}
     short = {path: path.rpartition(".")[2] for path in leaves}
@@ -175,7 +174,7 @@ def _recorded(network: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str
     handles = [module.register_forward_hook(recorder(path)) for path, module in leaves.items()]
     elide = getattr(network, "elide", False)
     if elide:
-        network.elide = False  # whole maps, see dag.networks.layers.border
+        network.elide = False  # compute the maps in full, see dag.networks.layers.border
     try:
         yield found
     finally:
@@ -196,22 +195,21 @@ def table(found: Mapping[str, np.ndarray]) -> str:
 
 
 def summary(network: Network, images: Tensor, best: int = 10) -> str:
-    """What a network says of an image in the end: share of each class, or the `best` detections."""
+    """Final output of a network for an image: the share of each class, or the `best` detections."""
     if isinstance(network, Segmenter):
         labels, counts = np.unique(network.label_map(images).numpy(), return_counts=True)
         shares = sorted(zip(counts / counts.sum(), labels, strict=True), reverse=True)
         return "label map: " + ", ".join(f"{voc.CLASSES[label]} {share:.2%}" for share, label in shares)
     (found,) = network.detect(images)
     lines = [f"{len(found.scores)} detections, at most {best} are shown"]
-    for box, label, score in list(zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True))[
-        :best
-    ]:
+    columns = (tensor[:best].tolist() for tensor in (found.boxes, found.labels, found.scores))
+    for box, label, score in zip(*columns, strict=True):
         lines.append(f"{voc.CLASSES[label]:<14}{score:8.4f}" + "".join(f"{corner:9.2f}" for corner in box))
     return "\n".join(lines)
 
 
 def write(path: Path, found: Mapping[str, np.ndarray]) -> None:
-    """Put blobs into an .npz file, float32; they are written beside it first."""
+    """Write blobs to an .npz file, float32; a temporary file is renamed when it is complete."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:
@@ -224,12 +222,12 @@ def write(path: Path, found: Mapping[str, np.ndarray]) -> None:
 
 
 def read_data(path: Path) -> Tensor:
-    """The array (1, 3, H, W) of an .npy file, float32.
+    """Read an array (1, 3, H, W) of an .npy file as float32.
 
     Raises
     ------
     ValueError
-        If there is no such array of finite numbers in the file.
+        If the file does not hold such an array of finite numbers.
     """
     advice = "give a file that numpy.save made from net.blobs['data'].data"
     try:
@@ -246,24 +244,36 @@ def read_data(path: Path) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit code, 1 after bad input, of which one sentence on standard error tells."""
+    """Command line; returns the exit code.  Bad input is one sentence on standard error and code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m dag.networks.caffe.compare", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("name", help="entry of `networks`")
+    parser.add_argument("name", help="entry of `networks` in the configuration")
     parser.add_argument("--weights", action="append", default=[], metavar="[ROLE=]FILE",
-                        help="weight file; its role is `caffemodel` if none is given")  # fmt: skip
-    parser.add_argument("--image", type=Path, help="JPEG or PNG; the final output is printed too")
-    parser.add_argument("--data", type=Path, help="numpy file (1, 3, H, W): BGR minus mean, as Caffe gets it")
-    parser.add_argument("--scale", type=float, help="with --data of a detector: third number of im_info (1)")
-    parser.add_argument("--output", type=Path, help=".npz file for the blobs; without it they are only summarised")
-    parser.add_argument("--blobs", default="", metavar="PATTERN", help="regular expression; only blobs it is found in")
-    parser.add_argument("--nms", type=float, help="proposals are suppressed at an IoU above this (the network's own)")
-    parser.add_argument("--proposals", type=int, help="proposals after suppression (the network's own)")
+                        help="weight file; its role is `caffemodel` by default")  # fmt: skip
+    parser.add_argument("--image", type=Path, help="JPEG or PNG; the label map or the detections are printed too")
     parser.add_argument(
-        "--min-size", type=float, help="proposals are dropped below this many pixels (the network's own)"
+        "--data", type=Path, help="instead of an image: .npy file (1, 3, H, W), the input of Caffe, BGR minus mean"
     )
-    parser.add_argument("--networks", type=Path, default=NETWORKS, help="configuration that has the entry")
+    parser.add_argument("--scale", type=float, help="with --data of a detector: third number of im_info (default: 1)")
+    parser.add_argument("--output", type=Path, help="write the blobs to this .npz file")
+    parser.add_argument(
+        "--blobs", default="", metavar="PATTERN", help="only blobs whose names contain this regular expression"
+    )
+    parser.add_argument(
+        "--nms", type=float, help="IoU above which proposals are suppressed (default: that of the network)"
+    )
+    parser.add_argument(
+        "--proposals", type=int, help="number of proposals after suppression (default: that of the network)"
+    )
+    parser.add_argument(
+        "--min-size",
+        type=float,
+        help="smallest side of a proposal in pixels of the image (default: that of the network)",
+    )
+    parser.add_argument(
+        "--networks", type=Path, default=NETWORKS, help="configuration with the entry (default: config/networks.yaml)"
+    )
     try:
         _run(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
@@ -278,7 +288,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.scale is not None and (options.image or not options.scale > 0):
         raise ValueError("--scale is a number above 0 that goes with --data; an image is resized by the network")
     if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
-        raise ValueError(f"--output {options.output}: is a folder or in none; name a file in a folder that exists")
+        raise ValueError(f"--output {options.output}: name a file in a folder that exists")
     if options.image:
         images, data = torch.from_numpy(voc.read_picture(options.image))[None], None
     else:
@@ -304,7 +314,7 @@ def _run(options: argparse.Namespace) -> None:
     except re.error as error:
         raise ValueError(f"--blobs {options.blobs!r}: not a regular expression ({error})") from error
     if not found:
-        raise ValueError(f"--blobs {options.blobs!r}: found in the name of no blob; leave it out to see all names")
+        raise ValueError(f"--blobs {options.blobs!r}: no blob has such a name; leave it out to see all names")
     print(table(found))
     if images is not None:
         print(summary(network, images))
@@ -323,7 +333,7 @@ def _files(weights: list[str]) -> dict[str, Path]:
             raise ValueError(f"--weights: two files for the role {role!r}; give each role once")
         files[role] = Path(path)
     if not files:
-        raise ValueError("give the weights that Caffe has too: --weights FILE, or --weights ROLE=FILE for several")
+        raise ValueError("give the weights that Caffe ran with: --weights FILE, or --weights ROLE=FILE for several")
     return files
 
 

@@ -1,7 +1,7 @@
 """DL-VGG and DL-RN101 of the paper: DeepLab on VGG16 and, at three scales, on ResNet-101.
 
 Chen et al., "DeepLab", 2015 (LargeFOV) and TPAMI 2018 (ASPP, ResNet-101); layers and names are those
-of the released Caffe networks.  The image is padded right and below, with its mean colour, to a
+of the released Caffe networks.  The image is padded on the right and at the bottom with the mean colour to a
 square frame whose corners are aligned with those of all feature maps.
 """
 
@@ -112,7 +112,7 @@ class _DeepLab(Segmenter):
         return F.pad(caffe.prepare(images, self.mean), (0, self.frame - width, 0, self.frame - height))
 
     def score_maps(self, images: Tensor) -> list[Tensor]:
-        """What training compares with the label map: the scores of the frame, alone or also those of smaller ones."""
+        """Score maps that training compares with the label map, those of the whole frame first."""
         return [self.body(images)]
 
     def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -120,7 +120,7 @@ class _DeepLab(Segmenter):
 
 
 class _VGG16(_DeepLab):
-    """VGG16 with stride 8: the last two pools keep the resolution, dilation stands in for them."""
+    """VGG16 with stride 8: the last two pools keep the resolution, and the convolutions after them are dilated."""
 
     blob_names = "fc8_voc12", "fc8_interp"
 

@@ -1,4 +1,4 @@
-"""What the detectors released for Caffe share: input, region proposal network, boxes, test settings.
+"""Base of the detectors released for Caffe: input, region proposal network, boxes, test settings.
 
 Ren et al., "Faster R-CNN", 2015.  The releases differ in how they measure boxes (`CONVENTIONS`), so the weights of
 one do not work with the boxes of another.
@@ -64,18 +64,18 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Features:
-    """One pass of the trunk.
+    """Output of one pass of the trunk.
 
     Attributes
     ----------
     maps : Tensor (B, D, h, w)
-        What the region proposal network reads.
+        Input of the region proposal network.
     last : Tensor (B, E, h, w)
-        What the second stage reads.
+        Input of the second stage.
     size, resized : tuple of int
-        (H, W) of the images and of what the trunk saw.
+        (H, W) of the images and of the resized images.
     scale : float
-        Pixels of the trunk per pixel of the image.
+        Pixels of the resized image per pixel of the image.
     """
 
     maps: Tensor
@@ -166,7 +166,7 @@ class CaffeDetector(RegionDetector):
         size = tuple(images.shape[-2:])
         scale, resized = scaling(size, self.short, self.long, matlab=self.convention.in_image)
         steps = [1 / scale] * 2
-        if self.convention.in_image:  # the MATLAB release asks for a size, the Python release for a factor
+        if self.convention.in_image:  # MATLAB resizes to a size, OpenCV in the Python releases by a factor
             steps = [old / new for old, new in zip(size, resized, strict=True)]
         inputs = resize(caffe.prepare(images, self.mean), resized, steps)
         return Features(*self.pass_trunk(inputs), size, resized, scale)
@@ -177,7 +177,7 @@ class CaffeDetector(RegionDetector):
 
     def objectness_and_deltas(self, features: Features) -> tuple[Tensor, Tensor]:
         maps = F.relu(self.rpn["rpn_conv/3x3"](features.maps), inplace=True)
-        # Softmax over the two ranks like their difference, which does not saturate.
+        # The difference has the order of the softmax over the two and does not saturate.
         background, foreground = self.rpn["rpn_cls_score"](maps).chunk(2, 1)
         objectness = (foreground - background).permute(0, 2, 3, 1).flatten(1)
         deltas = self.rpn["rpn_bbox_pred"](maps).permute(0, 2, 3, 1).reshape(len(maps), -1, 4)
@@ -224,7 +224,7 @@ class CaffeDetector(RegionDetector):
 def base_anchors() -> Tensor:
     """The nine anchors of the first cell, float32 (9, 4), ratio-major; ratios 0.5, 1, 2, scales 8, 16, 32.
 
-    Sides are rounded before they are scaled, so they are not those of `boxes.base_anchors`.
+    Unlike in `boxes.base_anchors`, sides are rounded before they are scaled.
     """
     ratios = torch.tensor([0.5, 1, 2])
     widths = half_up((STRIDE**2 / ratios).sqrt())
@@ -234,9 +234,9 @@ def base_anchors() -> Tensor:
 
 
 def scaling(size: tuple[int, int], short: int, long: int, matlab: bool = False) -> tuple[float, tuple[int, int]]:
-    """Factor that brings the short side of `size` = (H, W) to `short`, the long one at most to `long`; new (H, W).
+    """Factor that resizes the short side of `size` = (H, W) to `short` and the long one to at most `long`; new (H, W).
 
-    Halves are rounded to even, as NumPy and OpenCV do it, or up, as `matlab` does it.
+    Halves are rounded to even, as in NumPy and OpenCV, or up, as in MATLAB.
     """
 
     def whole(value: float) -> int:
@@ -251,9 +251,8 @@ def scaling(size: tuple[int, int], short: int, long: int, matlab: bool = False) 
 def resize(images: Tensor, size: tuple[int, int], steps: Iterable[float]) -> Tensor:
     """Bilinear resampling of (B, C, H, W) to `size`; neighbouring samples are `steps` = (down, across) pixels apart.
 
-    Centres of pixels have half-integer places, places beyond the border get its value, and nothing is
-    smoothed beforehand: OpenCV's INTER_LINEAR.  `F.interpolate` rounds the size down when it is given the
-    step.
+    OpenCV's INTER_LINEAR: centres of pixels have half-integer coordinates, the border is replicated, and there is
+    no antialiasing.  `F.interpolate` cannot do it: given the step, it rounds the size down.
     """
     down, across = (
         _interpolation(old, new, step, images) for old, new, step in zip(images.shape[-2:], size, steps, strict=True)
@@ -269,5 +268,5 @@ def _interpolation(old: int, new: int, step: float, like: Tensor) -> Tensor:
 
 
 def half_up(values: Tensor) -> Tensor:
-    """Whole numbers nearest to values >= 0, halves up, as C and MATLAB round them (torch: half to even)."""
+    """Round values >= 0 to the nearest integer, halves up as in C and MATLAB; torch rounds halves to even."""
     return (values + 0.5).floor()

@@ -26,7 +26,7 @@ WIDTHS = {
     "vgg16": caffe.VGG16_WIDTHS | {"rpn": 512, "fc6": 4096, "fc7": 4096},
 }
 
-# Layers of the region proposal network that some files call by another name.
+# Names of layers of the region proposal network: those of VGG16 and end2end files, others.
 _OTHER_NAMES = {
     "rpn_conv/3x3": ("rpn_conv1", "conv_proposal1"),
     "rpn_cls_score": ("proposal_cls_score",),
@@ -97,7 +97,7 @@ class _FasterRCNN(CaffeDetector):
         self.head["fc7"] = nn.Linear(widths["fc6"], widths["fc7"])
         self.head["cls_score"] = nn.Linear(widths["fc7"], len(labels))
         self.head["bbox_pred"] = nn.Linear(widths["fc7"], 4 * len(labels))
-        # ZF was trained with a dropout that leaves the scaling to the test.
+        # ZF was trained with a dropout that scales at test time instead of in training.
         self.dropout = caffe.Dropout(0.5, scale_train=body != "zf")
 
     def pass_trunk(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,20 +147,20 @@ class ZF(nn.ModuleDict):
 
 
 class _ProposalHalf(nn.ModuleDict):
-    """What a proposal_final file holds of a network."""
+    """The layers of a network that are in a proposal_final file."""
 
     def __init__(self, network: CaffeDetector):
         super().__init__({"trunk": network.trunk, "rpn": network.rpn})
 
 
 class _DetectionHalf(nn.ModuleDict):
-    """What a detection_final file holds of a network."""
+    """The layers of a network that are in a detection_final file."""
 
     def __init__(self, network: CaffeDetector):
         super().__init__({"trunk": network.trunk, "head": network.head})
 
 
 def other_names(path: Path) -> dict[str, str]:
-    """Layers of the region proposal network that have another name in this caffemodel, see `caffemodel.load`."""
+    """Other names of region proposal layers in this caffemodel, for `rename` of `caffemodel.load`."""
     blobs = read_blobs(path)
     return {name: other for name, others in _OTHER_NAMES.items() for other in others if blobs.get(other)}

@@ -1,11 +1,10 @@
 """FCN-Alex and FCN-VGG of the paper: FCN on CaffeNet with stride 32, and the staged FCN-8s on VGG16.
 
-Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the layers are
-those of the released voc-fcn-alexnet and voc-fcn8s, and of voc-fcn32s and voc-fcn16s, the stages in
-which the latter is trained.  The image is padded by 100 pixels in the first
-convolution, so that the score map covers an image of any size; what exceeds it is cropped.  Passes with a
-gradient in the images leave out what only the padding reaches (`dag.networks.layers.border`) unless the network's
-attribute `elide` is False.
+Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.  The layers are those of the
+released voc-fcn-alexnet and voc-fcn8s, and of voc-fcn32s and voc-fcn16s, the stages in which voc-fcn8s is
+trained.  The first convolution pads the image by 100 pixels, so that the score map covers an image of any size
+and is cropped to it.  Passes with a gradient in the images do not compute what depends on the padding alone
+(`dag.networks.layers.border`) unless the network's attribute `elide` is False.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MEAN = (104.00699, 116.66877, 122.67892)  # BGR
 ALEXNET_WIDTHS = {"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096}
 VGG16_WIDTHS = caffe.VGG16_WIDTHS | {"fc6": 4096, "fc7": 4096}
 
-# Stride: the last upsampling of FCN on VGG16, its kernel, where the image begins in its output.
+# Stride: name of the last upsampling of FCN on VGG16, its kernel, offset of the image in its output.
 _UPSCORE = {32: ("upscore", 64, 19), 16: ("upscore16", 32, 27), 8: ("upscore8", 16, 31)}
 
 
@@ -71,8 +70,8 @@ def fcn8s_vgg16(
     Raises
     ------
     ValueError
-        If the file cannot be read or does not fit; that of voc-fcn8s-atonce, whose skips are
-        scaled, does not.
+        If the file cannot be read or does not fit.  The file of voc-fcn8s-atonce, whose skips are scaled, does
+        not fit.
     """
     return _vgg16(8, caffemodel, labels, widths)
 
@@ -100,7 +99,7 @@ def _loaded(network: Segmenter, path: Path | None) -> Segmenter:
 
 
 class _AlexNet(Segmenter):
-    """CaffeNet: pooling comes before normalisation, and three convolutions have two groups."""
+    """CaffeNet: pooling precedes normalisation, and three convolutions have two groups."""
 
     blob_names = "score_fr", "score"
     elide = True
@@ -145,7 +144,7 @@ class _AlexNet(Segmenter):
 
 
 class _VGG16(Segmenter):
-    """Scores of fc7 and, at twice the resolution of the former each, of pool4 (stride 16) and pool3 (stride 8)."""
+    """Scores of fc7 (stride 32), to which those of pool4 (stride 16) and pool3 (stride 8) are added."""
 
     elide = True
 

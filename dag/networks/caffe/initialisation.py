@@ -1,4 +1,4 @@
-"""Weights that a Caffe training starts from, and the layers that it leaves as they are."""
+"""Initial weights of the trainings by Caffe's recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MULTIPLIERS = (1, 1, 2, 0)
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The modules that have weights or statistics of their own, by Caffe's names."""
+    """Modules with weights or statistics of their own, by Caffe's layer names."""
     return {
         path.rpartition(".")[2]: module
         for path, module in network.named_modules()
@@ -33,26 +33,26 @@ def _matching(names: Iterable[str], pattern: str) -> set[str]:
 
 
 def initialise(network: nn.Module, recipe: dict, initial: Path) -> None:
-    """Give a network, in place, the weights that training starts from.
+    """Set the initial weights of a network, in place.
 
     Layers that match a key of `recipe["new"]` get normal random weights of that standard deviation, from torch's
-    global generator, and no bias; those that match a key of `recipe["decimated"]` some of the weights of a larger
-    layer; deconvolutions keep the bilinear interpolation they are built with; all others come from the file.
+    global generator, and zero biases.  Layers that match a key of `recipe["decimated"]` get a part of the weights of a
+    larger layer.  Deconvolutions keep their bilinear interpolation.  All other layers are read from the file.
 
     Parameters
     ----------
     network : nn.Module
         On the CPU.
     recipe : dict
-        `new`; `decimated`, whose values are the name of the larger layer and the side of its window; and
-        `ignored`, regular expression of the layers of the file that are not wanted.
+        `new`; `decimated`, whose values are the name of the larger layer and the side of its kernel; and
+        `ignored`, regular expression of the layers of the file to skip.
     initial : Path
         A caffemodel, or the state dict of a network with the same layers (ending .pt).
 
     Raises
     ------
     ValueError
-        If the file cannot be read, a layer is missing, left over or of another shape, or a pattern matches no layer.
+        If the file cannot be read, a layer is missing, unexpected or of another shape, or a pattern matches no layer.
     """
     found = {name: module for name, module in layers(network).items() if not isinstance(module, nn.ConvTranspose2d)}
     for pattern, deviation in recipe["new"].items():
@@ -70,9 +70,9 @@ def initialise(network: nn.Module, recipe: dict, initial: Path) -> None:
 
 
 def _decimate(module: nn.Conv2d, path: Path, source: str, side: int) -> None:
-    """Give a convolution evenly spaced filters, channels and places of the layer `source` of a caffemodel.
+    """Subsample the layer `source` of a caffemodel, evenly in filters, channels and kernel positions.
 
-    What DeepLab does with fc6 and fc7 of VGG16 (Chen et al., ICLR 2015, section 3.1).
+    As DeepLab does with fc6 and fc7 of VGG16 (Chen et al., ICLR 2015, section 3.1).
     """
     blobs = caffemodel.read_blobs(path).get(source)
     if not blobs:
@@ -82,7 +82,7 @@ def _decimate(module: nn.Conv2d, path: Path, source: str, side: int) -> None:
     large = large.reshape(bias.numel(), -1, side, side)
     if len(large) < outputs or large.shape[1] < inputs or side < small:
         raise ValueError(
-            f"{path}: layer {source!r} of {tuple(large.shape)} cannot be thinned to {tuple(module.weight.shape)}; "
+            f"{path}: layer {source!r} of {tuple(large.shape)} cannot be subsampled to {tuple(module.weight.shape)}; "
             "make the network narrower"
         )
     filters, channels, places = len(large) // outputs, large.shape[1] // inputs, max(side - 1, 1) // max(small - 1, 1)
@@ -93,7 +93,7 @@ def _decimate(module: nn.Conv2d, path: Path, source: str, side: int) -> None:
 
 
 class _Inherited(nn.ModuleDict):
-    """What of a network starts from a caffemodel."""
+    """The layers of a network that are read from a caffemodel."""
 
 
 def _inherit(found: dict[str, nn.Module], path: Path, ignored: str | None) -> None:

@@ -1,7 +1,7 @@
-"""Layers of Caffe where they differ from torch's, and the bodies VGG16 and ResNet by Caffe's names.
+"""Layers of Caffe that differ from torch's, and the bodies VGG16 and ResNet with Caffe's layer names.
 
-Modules that have weights stand under the name that Caffe gives the layer, so that
-`dag.networks.caffe.caffemodel.load` finds their blobs.
+Modules with weights have the names of Caffe's layers, so that `dag.networks.caffe.caffemodel.load` finds their
+blobs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ VGG16_WIDTHS = {"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 512, "conv5": 
 
 
 def prepare(images: Tensor, mean: Tensor) -> Tensor:
-    """RGB images (B, 3, H, W) as Caffe's networks take them: BGR minus `mean` (3, 1, 1), also BGR."""
+    """Input of Caffe's networks from RGB images (B, 3, H, W): BGR minus the BGR `mean` (3, 1, 1)."""
     return images.flip(1) - mean
 
 
 def max_pool(maps: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
-    """Maximum in windows; a last window that is only partly inside counts (Caffe rounds sizes up)."""
+    """Max pooling; Caffe rounds sizes up, so the last window may be only partly inside."""
     return F.max_pool2d(maps, kernel, stride, padding, ceil_mode=True)
 
 
 def average_pool(maps: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
-    """Mean in windows; zeros of the padding count, what lies beyond the padding does not."""
+    """Average pooling; zeros of the padding count, positions beyond the padding do not."""
     return F.avg_pool2d(maps, kernel, stride, padding, ceil_mode=True, count_include_pad=True)
 
 
@@ -46,30 +46,30 @@ def lrn_within(maps: Tensor, size: int, alpha: float, beta: float) -> Tensor:
 
 
 def dropout(maps: Tensor, ratio: float, training: bool, scale_train: bool = True) -> Tensor:
-    """Dropout; without `scale_train` the output is scaled at test time instead of in training.
+    """Dropout; without `scale_train` the output is multiplied by 1 - `ratio` at test time.
 
-    In training that layer only sets values to 0; otherwise it multiplies by 1 - `ratio`.
+    Training then sets values to 0 without scaling the others.
     """
     maps = F.dropout(maps, ratio, training)
     return maps if scale_train else maps * (1 - ratio)
 
 
 def interp(maps: Tensor, shrink: int = 1, zoom: int = 1) -> Tensor:
-    """DeepLab's Interp layer: one bilinear resizing (B, C, h, w) in which corners keep their place.
+    """DeepLab's Interp layer: bilinear resizing of maps (B, C, h, w) with aligned corners.
 
-    `shrink` takes a size n to (n - 1) // shrink + 1, then `zoom` takes that to (n - 1) * zoom + 1.
+    `shrink` changes a size n to (n - 1) // shrink + 1, then `zoom` changes it to (n - 1) * zoom + 1.
     """
     size = [(length - 1) // shrink * zoom + 1 for length in maps.shape[-2:]]
     return F.interpolate(maps, size, mode="bilinear", align_corners=True)
 
 
 def crop(maps: Tensor, offset: int, size: Sequence[int]) -> Tensor:
-    """The part of maps (B, C, h, w) of `size` = (H, W) that begins `offset` from the upper left corner.
+    """Crop maps (B, C, h, w) to `size` = (H, W), beginning `offset` pixels from the top and from the left.
 
     Raises
     ------
     ValueError
-        If the maps end before it does; torch would return less.
+        If the maps are too small; slicing alone would return less.
     """
     height, width = size
     if maps.shape[-2] < offset + height or maps.shape[-1] < offset + width:
@@ -81,9 +81,9 @@ def crop(maps: Tensor, offset: int, size: Sequence[int]) -> Tensor:
 
 
 def deconvolution(channels: int, kernel: int, stride: int) -> nn.ConvTranspose2d:
-    """Upsampling without bias that starts as bilinear interpolation, each channel for itself.
+    """Deconvolution without bias, initialised as bilinear interpolation of each channel.
 
-    The weight (C, C, k, k) is stored whole, as in Caffe's files.  Along one axis the bilinear kernel
+    The weight has the shape (C, C, k, k), as in Caffe's files.  Along one axis the bilinear kernel
     is 1 - |i - c| / f with f = (k + 1) // 2 and the centre c = f - 1 (odd k) or f - 1/2 (even k);
     Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 3.3.
     """
@@ -97,7 +97,7 @@ def deconvolution(channels: int, kernel: int, stride: int) -> nn.ConvTranspose2d
 
 
 class InPlace(nn.Module):
-    """A layer whose output Caffe writes over its input, so that the blob keeps its name (see `compare.py`)."""
+    """A layer that Caffe computes in place, so that its output has the blob name of its input (`compare.py`)."""
 
 
 class Dropout(InPlace):
@@ -136,7 +136,7 @@ class Scale(InPlace):
 def normalise(maps: Tensor, norm: BatchNorm, scale: Scale, epsilon: float = 1e-5) -> Tensor:
     """BatchNorm and Scale on maps (B, C, h, w), with the stored statistics in training too.
 
-    Both are one affine map per channel: nothing of the size of `maps` is kept for the gradient.
+    Both are computed as one affine map per channel, so no copy of `maps` is kept for the gradient.
     """
     share = torch.where(norm.factor == 0, norm.factor, 1 / norm.factor)
     gain = scale.gamma / (norm.variance * share + epsilon).sqrt()
@@ -152,9 +152,9 @@ class VGG16(nn.ModuleDict):
     widths : mapping of str to int
         Channels of conv1 to conv5, see `VGG16_WIDTHS`.
     padding : int
-        Of the first convolution.
+        Padding of the first convolution.
     dilation : int
-        Of the last three (DeepLab).
+        Dilation of the last three convolutions (DeepLab).
     """
 
     def __init__(self, widths: Mapping[str, int] = VGG16_WIDTHS, padding: int = 1, dilation: int = 1):
@@ -168,7 +168,7 @@ class VGG16(nn.ModuleDict):
                 inputs = outputs
 
     def forward(self, images: Tensor, pools: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
-        """Outputs of the five blocks, each after its pool; a block without one ends in nn.Identity()."""
+        """Outputs of the five blocks, each after its pool (nn.Identity() for a block without one)."""
         outputs = []
         for block, (layers, pool) in enumerate(zip((2, 2, 3, 3, 3), pools, strict=True), 1):
             for layer in range(1, layers + 1):
@@ -179,18 +179,18 @@ class VGG16(nn.ModuleDict):
 
 
 class ResNet(nn.ModuleDict):
-    """ResNet as released for Caffe (He et al., 2016): a stage's stride is in its first 1x1 convolutions.
+    """ResNet as released for Caffe (He et al., 2016): the first 1x1 convolutions of a stage have its stride.
 
     Parameters
     ----------
     blocks : sequence of sequence of str
         Names of the blocks of the four stages: `RESNET50` or `RESNET101`.
     strides, dilations : sequence of int
-        Of the four stages; dilated are all 3x3 convolutions of a stage.
+        Strides of the four stages, dilations of their 3x3 convolutions.
     pool_padding : int
-        Of pool1.
+        Padding of pool1.
     bias : bool
-        conv1 has one (the released ResNet-50).
+        Whether conv1 has a bias, as in the released ResNet-50.
     width : int
         Channels of conv1; stages have 4, 8, 16 and 32 times as many.
     """
@@ -248,13 +248,13 @@ class ResNet(nn.ModuleDict):
 
 
 def _partners(name: str) -> tuple[str, str]:
-    """Names of the BatchNorm and the Scale layer behind a convolution."""
+    """Names of the BatchNorm and the Scale layer that follow a convolution."""
     ending = name.removeprefix("res") if name.startswith("res") else f"_{name}"
     return f"bn{ending}", f"scale{ending}"
 
 
 def choose_widths(default: Mapping[str, int], widths: Mapping[str, int] | None) -> dict[str, int]:
-    """`default` with some layers made narrower or wider.
+    """`default` updated by `widths`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Losses of the Caffe trainings, and the samples of anchors and regions that they are taken of."""
+"""Losses of the trainings by Caffe's recipes, and their samples of anchors and regions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from dag.networks.two_stage import SPREAD
 
 # Region proposal network: anchors per image, at most this many of them positive, IoU limits.
 ANCHORS, POSITIVE_ANCHORS, POSITIVE_IOU, NEGATIVE_IOU = 256, 128, 0.7, 0.3
-
-
 # Second stage: proposals per image, at most this many of them foreground, IoU limit.
 REGIONS, FOREGROUND_REGIONS, FOREGROUND_IOU = 128, 32, 0.5
-
-
-# Steepness of the smooth L1 loss of the two stages.
+# Parameter sigma of the smooth L1 loss of the two stages.
 ANCHOR_SIGMA, REGION_SIGMA = 3, 1
 
 
@@ -40,17 +36,17 @@ def smooth_l1(difference: Tensor, sigma: float) -> Tensor:
 
 
 def anchor_targets(anchors: Tensor, truth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the region proposal network should say of anchors (N, 4), given the true boxes (G, 4).
+    """Targets of the region proposal network for anchors (N, 4), given the true boxes (G, 4).
 
-    Anchors that leave the image of `size` = (H, W) take no part.  Of the others those with an overlap of at least
-    0.7, and the best ones of every object, are positive, those below 0.3 negative.  py-faster-rcnn's
-    anchor_target_layer, but an object that no anchor overlaps has no best one.
+    Anchors that exceed the image of `size` = (H, W) are neither positive nor negative.  Of the others, those with
+    an IoU of at least 0.7 and the best ones of every object are positive, those with an IoU below 0.3 negative.  As
+    py-faster-rcnn's anchor_target_layer, except that an object that no anchor overlaps has no best one.
 
     Returns
     -------
     positive, negative : Tensor, bool (N,)
     match : Tensor, int64 (N,)
-        The true box with the largest overlap.
+        The true box with the largest IoU.
     """
     height, width = size
     inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
@@ -62,7 +58,7 @@ def anchor_targets(anchors: Tensor, truth: Tensor, size: tuple[int, int]) -> tup
 
 
 def sample(first: Tensor, second: Tensor, most: int, total: int) -> Tensor:
-    """Random rows, `total` at most: up to `most` of those marked in `first` (N,), then of those in `second` (N,)."""
+    """At most `total` random rows: up to `most` of those marked in `first` (N,), the rest marked in `second` (N,)."""
     rows, valid = training_common.pick(first[None].cpu(), second[None].cpu(), most, total, torch.default_generator)
     return rows[valid].to(first.device)
 
@@ -73,16 +69,16 @@ def detection_loss(network: CaffeDetector, image: Tensor, truth: Tensor, columns
     Parameters
     ----------
     network : CaffeDetector
-        By the convention "py"; its box deltas are in units of `SPREAD` until `scale_deltas`.
+        With a Python convention; its box deltas are in units of `SPREAD` until `scale_deltas`.
     image : Tensor (1, 3, H, W)
     truth : Tensor (G, 4)
         Boxes of the objects, in the frame of the image; at least one.
     columns : Tensor, int64 (G,)
         Their score columns.
     recipe : dict
-        `candidates` and `proposals`, numbers of boxes before and after suppression; with `mining` the
-        128 proposals with the largest loss are learned (R-FCN), otherwise 128 random ones, 32 of them
-        foreground if there are so many.
+        `candidates` and `proposals`, numbers of boxes before and after suppression.  With `mining` the loss is that
+        of the 128 proposals with the largest loss (R-FCN), otherwise that of 128 random ones, at most 32 of
+        them foreground.
     """
     features = network.features(image)
     objectness, deltas = network.objectness_and_deltas(features)
@@ -98,7 +94,7 @@ def detection_loss(network: CaffeDetector, image: Tensor, truth: Tensor, columns
 
     limits = {"limit": recipe["proposals"], "candidates": recipe["candidates"]}
     proposals = network.select(features, objectness, deltas, nms=network.proposal_nms, **limits)
-    # The true boxes are proposals too, else the second stage sees no foreground at first.
+    # The true boxes are added to the proposals, otherwise there is no foreground at first.
     starts = torch.cat([network.windows(features, proposals)[:, 1:], truth])
     best, match = boxes.overlap(starts, truth).max(1)
     foreground = best >= FOREGROUND_IOU
@@ -108,7 +104,7 @@ def detection_loss(network: CaffeDetector, image: Tensor, truth: Tensor, columns
     scores, deltas = network.regions(features, [Proposals(starts / features.scale)])
     column = columns[match]
     losses = F.cross_entropy(scores, torch.where(foreground, column, 0), reduction="none")
-    # Deltas of the class, without the background's; R-FCN has one for all.
+    # Deltas of the class; there are none of the background, and R-FCN shares one set among all classes.
     mine = deltas[torch.arange(len(starts), device=deltas.device), (column - 1).clamp(max=deltas.shape[1] - 1)]
     wanted = boxes.encode(starts, truth[match]) / truth.new_tensor(SPREAD)
     losses = losses + foreground * smooth_l1(mine - wanted, REGION_SIGMA).sum(1)
@@ -119,9 +115,9 @@ def detection_loss(network: CaffeDetector, image: Tensor, truth: Tensor, columns
 
 @torch.no_grad()
 def scale_deltas(network: CaffeDetector) -> None:
-    """Make the box deltas of a trained detector those that its test understands, in place.
+    """Multiply the box deltas of a trained detector by `SPREAD`, in place.
 
-    Training divides the targets by `SPREAD`; here that is multiplied into the layer, as in all released files.
+    Training divides the targets by it; all released files have it in the weights of the layer.
     """
     name, channels = network.delta_layer
     for parameter in network.head[name].parameters():

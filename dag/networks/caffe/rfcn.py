@@ -88,7 +88,7 @@ class _RFCN(CaffeDetector):
 
 
 class Vote(nn.Module):
-    """Mean over the cells of each window (R, 5) in position-sensitive maps (B, C * 49, h, w): (R, C, 1, 1)."""
+    """Mean over the cells of windows (R, 5) in position-sensitive maps (B, C * 49, h, w): (R, C, 1, 1)."""
 
     def forward(self, maps: Tensor, windows: Tensor) -> Tensor:
         return position_sensitive_pool(maps, windows, CELLS, 1 / STRIDE).mean((2, 3), keepdim=True)
@@ -97,22 +97,21 @@ class Vote(nn.Module):
 def position_sensitive_pool(maps: Tensor, rois: Tensor, cells: int, scale: float) -> Tensor:
     """Caffe's PSROIPooling of maps (B, C * cells^2, h, w) to (R, C, cells, cells).
 
-    A window reaches from round(x_min) to round(x_max) + 1, in real numbers on the maps; a cell takes
-    every place of the maps that it touches, and only from the maps made for it.  Cells without any
-    are 0.  (`operators.ps_roi_pool` rounds on the maps instead.)
+    A window reaches from round(x_min) to round(x_max) + 1; its edges are real numbers on the maps.  A cell is the
+    mean of all positions that it touches, taken from its own maps; an empty cell is 0.
+    `operators.ps_roi_pool` rounds the edges to positions of the maps instead.
 
     Parameters
     ----------
     rois : Tensor (R, 5)
         (image, x_min, y_min, x_max, y_max) in the frame of the network's input.
     scale : float
-        From that frame to the maps.
+        Size of the maps relative to that frame.
     """
     height, width = maps.shape[-2:]
     left, right = _cells(rois[:, 1], rois[:, 3], cells, scale, width)
     top, bottom = _cells(rois[:, 2], rois[:, 4], cells, scale, height)
-    # Sums over all that is above and left: any rectangle is four of them.  Single precision would lose
-    # three digits in the differences.
+    # Integral image.  Single precision would lose three digits in the differences.
     sums = F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
     table = sums.unflatten(1, (-1, cells**2)).permute(0, 2, 3, 4, 1).flatten(0, 3)
     position = rois[:, 0].long()[:, None] * cells**2 + torch.arange(cells**2, device=rois.device)
@@ -127,7 +126,7 @@ def position_sensitive_pool(maps: Tensor, rois: Tensor, cells: int, scale: float
 
 
 def _cells(low: Tensor, high: Tensor, cells: int, scale: float, length: int) -> tuple[Tensor, Tensor]:
-    """First place and last place + 1 of each cell along one axis of `length` places, int64 (R, cells) each."""
+    """First position and last position + 1 of each cell along an axis of `length` positions, int64 (R, cells)."""
     low, high = half_up(low) * scale, (half_up(high) + 1) * scale
     step = (high - low).clamp(min=0.1)[:, None] / cells
     number = torch.arange(cells, device=step.device, dtype=step.dtype)

@@ -1,12 +1,12 @@
-"""Training at full size by the published Caffe recipes: seeded, one image after the other, resumable.
+"""Training at full size by the published Caffe recipes, seeded and resumable.
 
-A recipe is data (config/recipes.yaml): the solver, the loss, what is drawn anew, what stays as it is.  Caffe's
-stochastic gradient descent, its losses, and the sampling of py-faster-rcnn and py-R-FCN are followed to the
-letter.  Random numbers are others, and the two images of a step need not have the same orientation.
+A recipe is an entry of config/recipes.yaml: the solver, the loss, which layers are new and which are frozen.  Caffe's
+stochastic gradient descent, its losses, and the sampling of py-faster-rcnn and py-R-FCN are implemented as
+published, with other random numbers; the two images of a step may differ in orientation.
 
-Every random choice follows from the seed and the number of the iteration alone, so a training that was
-stopped and goes on from its checkpoint ends with the same weights as one that was not: bit for bit on a
-CPU with the same number of threads.  On a GPU atomic additions change the last bits.
+Every random choice follows from the seed and the number of the iteration alone, so a training resumed from a
+checkpoint gives the same weights as an uninterrupted one: bit for bit on a CPU with the same number of
+threads.  On a GPU atomic additions change the last bits.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def fit(
     initial : Path
         Weights to start from: a caffemodel, or the state dict of another network.
     checkpoint : Path
-        Where weights and momentum are kept every `recipe["checkpoint"]` iterations.  If it is there and
-        belongs to the same training, that goes on from it.
+        Weights and momentum are saved here every `recipe["checkpoint"]` iterations.  If the file exists and
+        belongs to the same training, the training is resumed from it.
     seed : int
         Of new weights, the order of images, their mirroring and cropping, dropout and sampling.
     code : str
-        Digest of the code; a checkpoint made by other code is not used.
+        Digest of the code; a checkpoint of other code is not used.
 
     Returns
     -------
@@ -110,8 +110,7 @@ def minimise(
 ) -> None:
     """Minimise loss(*read(number of the forward pass)) in place; leaves the network frozen, in evaluation mode.
 
-    A step follows the mean gradient of `recipe["passes"]` passes.  The next images are read while the
-    present ones are computed.
+    A step follows the mean gradient of `recipe["passes"]` passes.  A thread reads the images of the next pass.
 
     Raises
     ------
@@ -161,7 +160,7 @@ def minimise(
 
 
 def _resume(checkpoint: Path, identity: str, network: nn.Module, velocities: list[Tensor]) -> int:
-    """Put a checkpoint of the same training into network and velocities; number of iterations done."""
+    """Load a checkpoint of the same training into network and velocities; returns the number of iterations done."""
     if not checkpoint.exists():
         return 0
     try:
@@ -169,12 +168,15 @@ def _resume(checkpoint: Path, identity: str, network: nn.Module, velocities: lis
     except ValueError as error:
         raise ValueError(f"{checkpoint}: the checkpoint cannot be read ({error}); delete it") from error
     if state["identity"] != identity:
-        print(f"{checkpoint}: belongs to a training with other settings; training begins anew", file=sys.stderr)
+        print(
+            f"{checkpoint}: belongs to a training with other settings; training starts from the beginning",
+            file=sys.stderr,
+        )
         return 0
     network.load_state_dict(state["weights"])
     for velocity, kept in zip(velocities, state["velocities"], strict=True):
         velocity.copy_(kept)
-    print(f"{checkpoint}: {state['iteration']} iterations are done; training goes on", file=sys.stderr)
+    print(f"{checkpoint}: training is resumed after {state['iteration']} iterations", file=sys.stderr)
     return state["iteration"]
 
 
@@ -196,8 +198,7 @@ def rate(recipe: dict, iteration: int) -> float:
 def descend(weight: Tensor, gradient: Tensor, velocity: Tensor, *, rate: float, momentum: float, decay: float) -> None:
     """One step of Caffe's SGD in place: V = momentum V + rate (gradient + decay weight); weight = weight - V.
 
-    torch.optim.SGD multiplies by the rate when it moves the weight, not when it adds to V: that differs
-    after every change of the rate.
+    torch.optim.SGD applies the rate to the whole of V instead, which differs after every change of the rate.
     """
     velocity.mul_(momentum).add_(gradient, alpha=rate).add_(weight, alpha=rate * decay)
     weight.sub_(velocity)
@@ -220,7 +221,7 @@ def learned_weights(network: nn.Module, recipe: dict) -> list[tuple[nn.Parameter
     for name, module in found.items():
         numbers = multiples.get(name, MULTIPLIERS)
         if name not in frozen:
-            # torch registers weight and bias in this order, as Caffe its blobs
+            # weight, then bias, as Caffe's blobs
             parameters = enumerate(module.parameters(recurse=False))
             learned += [(parameter, *numbers[2 * place : 2 * place + 2]) for place, parameter in parameters]
     return learned
@@ -230,11 +231,11 @@ def learned_weights(network: nn.Module, recipe: dict) -> list[tuple[nn.Parameter
 
 
 def order(count: int, recipe: dict, seed: int) -> Callable[[int], tuple[int, bool]]:
-    """Function from the number of a shown image to its row in the training set and whether it is mirrored.
+    """Function from the number of a pass to the row of its image in the training set and whether it is mirrored.
 
-    `recipe["order"]`: "drawn", any image each time; "shuffled", all images once in every round.
-    `recipe["mirror"]`: "never"; "coin", every second time on average; "copies", a round shows every image
-    both ways.
+    `recipe["order"]`: "drawn", a random image each time; "shuffled", every image once per epoch.
+    `recipe["mirror"]`: "never"; "coin", with probability 1/2; "copies", an epoch has every image in both
+    orientations.
     """
     total = 2 * count if recipe["mirror"] == "copies" else count
 
@@ -293,9 +294,9 @@ def _segmentation(network: Segmenter, recipe: dict, images: list[tuple[Path, str
 
 
 def _detection(network: CaffeDetector, recipe: dict, images: list[tuple[Path, str]], seed: int, title: str):
-    """Functions `read` and `loss` of `minimise`; images without easy objects are left out."""
+    """Functions `read` and `loss` of `minimise`; images in which all objects are difficult are left out."""
     if network.convention.in_image:
-        raise ValueError(f"{title}: recipes of detection follow the convention 'py'; choose that for the network")
+        raise ValueError(f"{title}: recipes of detection need a Python convention; choose 'py' for the network")
     columns = training_common.column_map(network.labels)
     truth = []
     for root, image_id in images:
@@ -333,9 +334,9 @@ def resize(image: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, Tensor]
 
 
 def crop(image: Tensor, wanted: Tensor, size: int, mean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A square of `size` pixels from a random place of an image (3, H, W) and of its columns (H, W).
+    """Random crop of `size` x `size` pixels of an image (3, H, W) and of its columns (H, W).
 
-    Where the image is smaller it is continued to the right and below by the colour `mean` (3, 1, 1) and void.
+    A smaller image is padded on the right and at the bottom with the colour `mean` (3, 1, 1), its columns with void.
     """
     top, left = (int(rng.integers(max(length - size, 0) + 1)) for length in wanted.shape)
     image, wanted = image[:, top : top + size, left : left + size], wanted[top : top + size, left : left + size]
@@ -344,12 +345,9 @@ def crop(image: Tensor, wanted: Tensor, size: int, mean: Tensor, rng: np.random.
 
 
 def shrink(wanted: Tensor, size: tuple[int, int]) -> Tensor:
-    """Columns (B, H, W) at the places of a map of `size` = (h, w) whose corners are those of the frame, nearest."""
+    """Columns (B, H, W) resized to `size` = (h, w), nearest, with aligned corners."""
     rows, columns = (
         torch.linspace(0, length - 1, small, dtype=torch.float64).round().long()
         for length, small in zip(wanted.shape[1:], size, strict=True)
     )
     return wanted[:, rows[:, None], columns]
-
-
-# Losses

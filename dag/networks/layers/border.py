@@ -1,10 +1,10 @@
-"""A trunk of convolutions computed only where the image can influence it.
+"""A trunk of convolutions computed only where its maps depend on the image.
 
-FCN pads the image by 100 pixels, which makes 375 x 500 into 573 x 698.  What lies beyond the reach of the
-image depends on the weights and on the size alone: it is computed once, from an image of zeros, and kept as
-a template of every block's output.  A pass then computes the window around the image and sets it into the
-template.  Scores and the gradient in the image are those of the plain network up to rounding, and the
-gradient in the image only: the border has none in the weights.
+FCN pads the image by 100 pixels: 375 x 500 becomes 573 x 698.  The border of the maps, which the image does not
+reach, depends on the weights and on the size alone.  It is computed once, from an image of zeros, and kept
+as a template of every block's output.  A pass computes the window around the image and inserts it into the
+template.  Scores and the gradient in the image equal those of the plain network up to rounding.  There is
+no gradient in the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Sizes whose templates are kept, the last ones used; one of 375 x 500 takes 32 MB in FCN on VGG16.
+# Number of sizes whose templates are kept, the last ones used; 375 x 500 takes 32 MB in FCN on VGG16.
 KEPT_SIZES = 4
 
 
@@ -27,11 +27,11 @@ class Layer(NamedTuple):
     Attributes
     ----------
     apply : callable
-        Maps and the zeros (left, right, top, bottom) that they lack at the rim of the whole map -> maps.
+        Function of maps and of the zeros (left, right, top, bottom) to pad them with -> maps.
     kernel, stride, padding : int
-        In pixels of the maps that it reads; the kernel with its dilation.
+        In pixels of the input maps; the kernel includes its dilation.
     ceil : bool
-        A last window that is only partly inside counts.
+        The size is rounded up: the last window may be only partly inside.
     weights : tuple of Tensor
     """
 
@@ -49,11 +49,11 @@ class Window(NamedTuple):
     Attributes
     ----------
     reads, writes : tuple of int
-        Of the block's input; of its output, where it depends on the image.
+        Range of the block's input that is read; range of its output that depends on the image.
     size : int
-        Length of its whole output.
+        Length of the whole output.
     padding : list of tuple of int
-        Per layer: pixels before and after the map that it reads.
+        Per layer: zeros before and after its input.
     """
 
     reads: tuple[int, int]
@@ -64,14 +64,14 @@ class Window(NamedTuple):
 
 @dataclass
 class Templates:
-    """Memory of `outputs` between passes: templates by size (H, W), last used last, and the weights behind them."""
+    """Cache of `outputs`: templates by size (H, W), last used last, and the weights they were computed with."""
 
     weights: list[_Kept] = field(default_factory=list)
     maps: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
 
 
 def convolution(layer: nn.Conv2d) -> Layer:
-    """A convolution, square in all it has, and ReLU."""
+    """A convolution with square kernel, stride, padding and dilation, and ReLU."""
 
     def apply(maps: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
         left, right, top, bottom = padding
@@ -90,17 +90,16 @@ def max_pool(kernel: int, stride: int) -> Layer:
 
 
 def pointwise(function: Callable[[Tensor], Tensor]) -> Layer:
-    """A layer that treats every pixel alike and alone."""
+    """A layer that maps every pixel by the same function, independently of the others."""
     return Layer(lambda maps, _: function(maps))
 
 
 def applies(network: nn.Module, images: Tensor) -> bool:
-    """Whether a pass may leave out the border, and gains by it.
+    """Whether a pass can use templates, and is faster with them.
 
-    It may if `network.elide` is set, nothing is random (evaluation mode), no weight gets a gradient, the
-    images have values (are not on the meta device), and the weights alone decide the precision (no autocast).
-    It gains if the images get a gradient: an attack shows many images of one size, while an evaluation
-    would mostly compute a template to use it once.
+    It can if `network.elide` is set, the network is in evaluation mode, no weight gets a gradient, the images are
+    not on the meta device, and autocast is off.  It is faster if the images get a gradient: an attack makes many
+    passes with one size, while an evaluation would mostly use a template once.
     """
     if not network.elide or network.training or not (torch.is_grad_enabled() and images.requires_grad):
         return False
@@ -139,15 +138,14 @@ def outputs(
     Parameters
     ----------
     images : Tensor (B, C, H, W)
-        With 0 as the value that the border has.
+        Prepared such that the padding of the plain network is 0.
     blocks : sequence of sequence of Layer
-        Each reads what the one before puts out.  The border is kept at the end of blocks, and inside a block the
-        window grows by what its layers read: a block should end where the maps are small.
+        Each reads the output of the one before.  Templates are kept at the ends of blocks, and within a block the
+        window grows by the reach of its layers, so a block should end where the maps are small.
     kept : int
         At least 1.
     templates : Templates, optional
-        Of the same blocks; filled here.  When weights have changed, in whatever way, or have been
-        moved, all are made anew.
+        Cache for the same blocks, updated in place.  It is cleared when a weight has changed or moved.
 
     Returns
     -------
@@ -179,7 +177,7 @@ def _plan(length: int, blocks: Sequence[Sequence[Layer]], kept: int) -> list[tup
 def _borders(
     images: Tensor, blocks: Sequence[Sequence[Layer]], rows: list, columns: list, templates: Templates
 ) -> list[Tensor]:
-    """Output of every block for an image of zeros, in the wanted ranges; from memory if the weights are the same."""
+    """Output of every block for an image of zeros, in the wanted ranges; cached while the weights are the same."""
     weights = [weight for block in blocks for layer in block for weight in layer.weights]
     if len(weights) != len(templates.weights) or not all(map(_Kept.equals, templates.weights, weights)):
         templates.weights = [_Kept(weight) for weight in weights]
@@ -205,16 +203,15 @@ def _make(maps: Tensor, blocks: Sequence[Sequence[Layer]], rows: list, columns: 
 
 
 class _Kept:
-    """What a weight was.
+    """A weight at the time when templates were computed.
 
-    It is compared by value: a write through `data` or numpy, as that of a loader, leaves no other trace.  On a GPU it
-    is compared by place and version, which every other write changes: there the host would wait for the values, in
-    every pass.
+    Compared by value on the CPU: writes through `data` or numpy, as in loaders, change no version counter.  Compared by
+    address and version on a GPU, where a comparison of values would synchronise in every pass.
     """
 
     def __init__(self, weight: Tensor):
         self.version = weight._version
-        self.weight = weight.detach()  # the place stays taken
+        self.weight = weight.detach()  # keeps the address from being reused
         if weight.is_cpu:
             self.weight = self.weight.clone()
 
@@ -227,12 +224,12 @@ class _Kept:
 
 
 def _cut(maps: Tensor, rows: tuple[int, int], columns: tuple[int, int], top: int = 0, left: int = 0) -> Tensor:
-    """Ranges of whole maps, of which `maps` begin at (top, left)."""
+    """Ranges, in pixels of the whole maps, of maps that begin at (top, left)."""
     return maps[..., rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
 
 
 def _set_in(maps: Tensor, border: Tensor, top: int, left: int) -> Tensor:
-    """Maps (B, C, h, w) with the border (1, C, H, W) around them, at (top, left) of it."""
+    """Border (1, C, H, W) with the maps (B, C, h, w) inserted at (top, left)."""
     height, width = maps.shape[-2:]
     if border.shape[-2:] == maps.shape[-2:]:
         return maps

@@ -1,8 +1,7 @@
 """Arithmetic on boxes: anchors, regression targets, overlap, the proposal step.
 
-A box is (x_min, y_min, x_max, y_max), 0-based, corners inclusive as in VOC: its width is
-x_max - x_min + 1.  Faster R-CNN and R-FCN follow that convention throughout, so nothing here has
-to be told which one is meant, except `decode` (see there).
+A box is (x_min, y_min, x_max, y_max), 0-based, with inclusive corners as in VOC: its width is
+x_max - x_min + 1.  Faster R-CNN and R-FCN follow that convention; their releases differ only in `decode`.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ def decode(boxes: Tensor, deltas: Tensor, excess: float = 0.0) -> Tensor:
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut to the pixels of an image of `size` = (H, W)."""
+    """Boxes (..., 4) clipped to an image of `size` = (H, W)."""
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width - 1), boxes[..., 1::2].clamp(0, height - 1)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
 def flip(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) of the image of `width` pixels mirrored left to right."""
+    """Boxes (..., 4) mirrored left to right in an image of `width` pixels."""
     x_min, y_min, x_max, y_max = boxes.unbind(-1)
     return torch.stack([width - 1 - x_max, y_min, width - 1 - x_min, y_max], -1)
 
@@ -87,7 +86,7 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def exclusive(boxes: Tensor) -> Tensor:
-    """The same boxes with x_max, y_max one past the last pixel, as the compiled operators measure them."""
+    """The same boxes with exclusive x_max and y_max, as the compiled operators expect them."""
     return torch.cat([boxes[..., :2], boxes[..., 2:] + 1], -1)
 
 
@@ -100,11 +99,10 @@ def best_boxes(
     candidates: int | None = None,
     smallest: float = 0,
 ) -> Tensor:
-    """The proposal step: rows of the boxes (R, 4) to keep, best objectness (R,) first.
+    """Rows of the boxes (R, 4) that become proposals, int64 (K,), best objectness (R,) first.
 
-    Boxes with a side below `smallest` pixels are dropped, the `candidates` best (None: all) go
-    through suppression at IoU > `nms`, and the `limit` best survivors (None: all) are kept.
-    Returns int64 (K,).
+    Boxes with a side below `smallest` pixels are dropped, the `candidates` best (None: all) are suppressed at
+    IoU > `nms`, and the `limit` best survivors (None: all) are kept.
     """
     order = objectness.argsort(descending=True, stable=True)
     if smallest > 0:

@@ -1,9 +1,8 @@
 """The compiled operators of torchvision: non-maximum suppression and RoI pooling.
 
-They are loaded straight from the shared library.  `import torchvision` also imports TorchDynamo
-and every model of the collection: 4.6 of the 7.8 CPU-seconds that a job needs to start
-(`python -X importtime -c "import torchvision"`, torch 2.15), which is more than many jobs of the
-miniature compute.
+They are loaded from the shared library.  `import torchvision` also imports TorchDynamo and all models: 4.6 of
+the 7.8 CPU-seconds that a job needs to start (`python -X importtime -c "import torchvision"`, torch 2.15), which
+is more than many jobs of the miniature compute.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ class _Pool(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         backward = getattr(torch.ops.torchvision, f"_{ctx.name}_backward")
         sizes = (ctx.size, ctx.size, batch, channels, height, width)
-        if ctx.name == "roi_pool":  # the other operator keeps no row of `origin` for each roi
+        if ctx.name == "roi_pool":  # `origin` of the other operator has no row for each RoI
             rows = _active(gradient)
             gradient, rois, origin = gradient[rows], rois[rows], origin[rows]
         return backward(gradient, rois, origin, ctx.scale, *sizes), None, None, None, None
 
 
 class _Perceptron(torch.autograd.Function):
-    """Linear layers with ReLU behind each, whose backward pass leaves out rows without a gradient."""
+    """Linear layers, each followed by ReLU, whose backward pass skips rows with a gradient of zero."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, factor: float, *parameters: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class _Perceptron(torch.autograd.Function):
             outputs.append(rows)
         ctx.save_for_backward(*parameters[::2], *outputs)
         ctx.factor = factor
-        return rows.clone()  # the saved one must stay as it is
+        return rows.clone()  # the saved one must not be changed in place
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -99,8 +98,8 @@ def _active(gradient: Tensor) -> Tensor:
 def perceptron(rows: Tensor, layers: Sequence[nn.Linear], factor: float = 1.0) -> Tensor:
     """relu(layer(rows)) * factor, layer after layer; (R, D) to (R, E).
 
-    Only the input gets a gradient: in the backward pass a row costs nothing if nothing depends on it, like a
-    proposal that is no longer attacked.
+    Only the input gets a gradient.  Rows with a gradient of zero, like proposals that are no longer attacked, cost
+    nothing in the backward pass.
     """
     parameters = [parameter for layer in layers for parameter in (layer.weight.detach(), layer.bias.detach())]
     return _Perceptron.apply(rows, factor, *parameters)
@@ -109,7 +108,7 @@ def perceptron(rows: Tensor, layers: Sequence[nn.Linear], factor: float = 1.0) -
 def roi_pool(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
     """Max pooling of rois (R, 5) = (image, x_min, y_min, x_max, y_max) to (R, C, size, size).
 
-    `scale` maps image coordinates to `features` (B, C, h, w), e.g. 1/16.
+    `scale` is the size of `features` (B, C, h, w) relative to the image, e.g. 1/16.
     """
     return _Pool.apply(features, rois, size, scale, "roi_pool")
 

@@ -1,4 +1,4 @@
-"""Precision of the arithmetic, the same on every device unless something else is asked for."""
+"""Precision of the arithmetic: the same on every device by default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 def arithmetic(precision: str, device: str) -> Iterator[None]:
     """Compute convolutions and matrix products in "fp32", "tf32" (NVIDIA's 10 bits of mantissa) or "bf16" (autocast).
 
-    Left alone, torch computes convolutions in TF32 on a GPU that has it.
+    torch's own default is TF32 for convolutions on GPUs that support it.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Scores of single pixels without the score map of the whole image.
 
-An attack needs the scores of its targets only.  Upsampling is linear, so they are a sparse matrix times the
-low-resolution scores, and so is the gradient, transposed.  For bilinear interpolation a pixel has four entries.
+An attack needs only the scores of its targets.  Upsampling is linear, so these are the product of a sparse matrix
+and the low-resolution scores; the gradient is the product with its transpose.  Bilinear interpolation has
+four entries per pixel.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ TOLERANCE = 100
 
 
 def interpolation(network: Segmenter, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """Matrices (H, h) and (W, w) with `upsample(s)` = rows @ s @ columns.T, found by asking the network.
+    """Matrices (H, h) and (W, w) with `upsample(s)` = rows @ s @ columns.T, from the network's responses to impulses.
 
     Parameters
     ----------
     network : Segmenter
     scores : Tensor (1, C, h, w)
-        What `body` yields for an image; shape, type and device count.
+        Output of `body`; only its shape, type and device matter.
     size : (H, W)
 
     Returns
     -------
     tuple of Tensor, or None
-        None if the upsampling mixes columns of the scores or is not a product of the two directions; that
-        is tried on random scores.
+        None if the upsampling mixes columns of the scores or is not separable, as tested on random scores.
     """
     height, width = scores.shape[-2:]
     middle = (height // 2, width // 2)
@@ -45,7 +45,7 @@ def interpolation(network: Segmenter, scores: Tensor, size: tuple[int, int]) -> 
             response = _responses(network, scores, size, axis, places[middle[axis]][None])[0]
             peak = response.abs().argmax()
             along = (slice(None), slice(None), peak % size[1]) if axis == 0 else (slice(None), peak // size[1])
-            # C at a time, and only the line is kept
+            # C impulses at a time, one per channel
             parts = [_responses(network, scores, size, axis, part)[along] for part in places.split(scores.shape[1])]
             matrices.append(torch.cat(parts).T)
             strongest = response.flatten()[peak]
@@ -59,7 +59,7 @@ def interpolation(network: Segmenter, scores: Tensor, size: tuple[int, int]) -> 
 
 
 def _responses(network: Segmenter, scores: Tensor, size: tuple[int, int], axis: int, places: Tensor) -> Tensor:
-    """Upsampled impulses (n, H, W) at n places along an axis, in the middle of the other, in a channel each."""
+    """Upsampled impulses (n, H, W), one per channel, at n positions of an axis and in the middle of the other."""
     impulses = torch.zeros_like(scores)
     channels = torch.arange(len(places), device=scores.device)
     middle = scores.shape[3 - axis] // 2
@@ -68,14 +68,14 @@ def _responses(network: Segmenter, scores: Tensor, size: tuple[int, int], axis: 
 
 
 def at_pixels(rows: Tensor, columns: Tensor, pixels: Tensor) -> Tensor:
-    """Sparse matrix (N, h * w) that yields the scores of N pixels from low-resolution scores (h * w, C).
+    """Sparse matrix (N, h * w) whose product with low-resolution scores (h * w, C) gives the scores of N pixels.
 
-    Compressed rows: the backward product takes 3 ms for 187 500 pixels on one core, with pairs of indices 15 ms.
+    In CSR format: the backward product takes 3 ms for 187 500 pixels on one core, in COO format 15 ms.
 
     Parameters
     ----------
     rows, columns : Tensor (H, h) and (W, w)
-        Of `interpolation`.
+        From `interpolation`.
     pixels : Tensor, int64 (N,)
         y * W + x.
     """
@@ -90,7 +90,7 @@ def at_pixels(rows: Tensor, columns: Tensor, pixels: Tensor) -> Tensor:
 
 
 def transposed(matrix: Tensor) -> Tensor:
-    """The transpose of a matrix in compressed rows, in compressed rows."""
+    """Transpose of a CSR matrix, in CSR format."""
     columns, order = matrix.col_indices().sort(stable=True)
     counts = matrix.crow_indices().diff()
     numbers = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
@@ -99,9 +99,9 @@ def transposed(matrix: Tensor) -> Tensor:
 
 
 class _Sampled(torch.autograd.Function):
-    """matrix @ scores, with the transpose at hand for the backward pass.
+    """matrix @ scores, with a precomputed transpose for the backward pass.
 
-    Rows of `at_pixels` have equally many entries, so they are bags of an embedding: 2 ms, as a product 9.
+    All rows of `at_pixels` have the same number of entries, so `embedding_bag` applies: 2 ms instead of 9 ms.
     """
 
     @staticmethod
@@ -122,14 +122,14 @@ def sampled(scores: Tensor, matrix: Tensor, back: Tensor) -> Tensor:
 
 
 def _compressed(begins: Tensor, columns: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Matrix in compressed rows; with indices of 32 bits, which are twice as fast as those of 64."""
+    """CSR matrix with 32-bit indices, which are twice as fast as 64-bit ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(begins.int(), columns.int(), values, tuple(shape), check_invariants=False)
 
 
 def _entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Places and values of what is not zero in every row, both (H, k); rows with less than k are filled with zeros."""
+    """Columns and values of the non-zero entries of every row, both (H, k), padded with zeros."""
     most = int((matrix != 0).sum(1).max())
     places = matrix.abs().topk(most, 1).indices
     return places, matrix.gather(1, places)

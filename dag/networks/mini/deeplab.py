@@ -1,4 +1,4 @@
-"""DeepLab: a body without its last downsampling, and parallel dilated score layers."""
+"""Miniature DeepLab: a body without its last downsampling, and parallel dilated score layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faster R-CNN: region proposal network, RoI max pooling, fully connected head (Ren et al., 2015)."""
+"""Miniature Faster R-CNN: region proposal network, RoI max pooling, fully connected head (Ren et al., 2015)."""
 
 from __future__ import annotations
 

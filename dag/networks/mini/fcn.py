@@ -1,4 +1,4 @@
-"""Fully convolutional networks: FCN-Alex (one score layer) and FCN-VGG (with a skip layer)."""
+"""Miniature FCN (Long et al., 2015): FCN-Alex with one score layer, FCN-VGG with a skip layer."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class FCN(Segmenter):
 
 
 def enlarge(maps: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation of maps (B, C, h, w) by an integer `factor`, cut to `size` = (H, W).
+    """Bilinear interpolation of maps (B, C, h, w) by an integer `factor`, cropped to `size` = (H, W).
 
-    The factor is exact for every image size, so a cell is centred on the same pixels in all.
+    The factor does not depend on the image size, so cells have the same centres in all images.
     """
     if factor == 1:
         return maps

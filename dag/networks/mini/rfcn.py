@@ -1,4 +1,4 @@
-"""R-FCN: position-sensitive score maps, averaged over the cells of each proposal (Dai et al., 2016)."""
+"""Miniature R-FCN: position-sensitive score maps, averaged over the cells of each proposal (Dai et al., 2016)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dag.networks.two_stage import rois
 
 
 class RFCN(TwoStage):
-    """Score and box maps for `cells` x `cells` positions; the cells of a proposal vote."""
+    """Score and box maps for `cells` x `cells` positions, averaged over the cells of a proposal."""
 
     def __init__(self, *arguments, cells: int, width: int):
         super().__init__(*arguments)
@@ -30,9 +30,9 @@ class RFCN(TwoStage):
         return self._vote(self.class_maps(self.reduce(features.maps)), proposals)
 
     def _vote(self, maps: Tensor, proposals: list[Proposals]) -> Tensor:
-        # Position-sensitive pooling measures x_max - x_min, so the inclusive corner is moved by one.
+        # The operator takes x_max as exclusive.
         windows = [Proposals(boxes.exclusive(one.boxes)) for one in proposals]
-        # The operator never reads the last row and column of the maps: they get one more of each.
+        # The operator never reads the last row and column of the maps.
         maps = F.pad(maps, (0, 1, 0, 1))
         return operators.ps_roi_pool(maps, rois(windows, maps), self.cells, 1 / self.stride).mean((2, 3))
 

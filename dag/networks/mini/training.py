@@ -1,8 +1,8 @@
 """Training of the miniature networks, seeded.
 
-The recipe is the same for all: AdamW, one cycle of the learning rate, batches of whole images,
-mirrored, with random contrast and colour shift.  The same seed gives the same weights, bit for
-bit, on the same machine with the same number of threads (CPU).
+All networks are trained with AdamW, one cycle of the learning rate, and batches of whole images with random
+mirroring, contrast and colour shift.  The same seed gives the same weights, bit for bit, on the CPU of one
+machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pretrain(
     batch: int = 16,
     rate: float = 1e-3,
 ) -> dict[str, Tensor]:
-    """Train a body to tell images of single objects apart.
+    """Train a body to classify images of single objects.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ def pretrain(
     images : sequence of array (3, H, W)
         All of one size, intensities in [0, 255].
     labels : sequence of int
-        Class of each image, any numbers.
+        Class of each image, arbitrary numbers.
     iterations, batch : int
         Number of steps, images per step.
     seed : int
-        Of the initial weights, the order of the images and the augmentation.
+        Seed of the initial weights, the order of the images and the augmentation.
     rate : float
         Highest learning rate.
 
@@ -85,7 +85,7 @@ def pretrain(
 
 
 def initial(architecture: str, arguments: dict, *, seed: int, pretrained: dict[str, Tensor] | None = None) -> Network:
-    """Network with random weights drawn from `seed` and, if given, a pretrained body.
+    """Build a network with random weights and, if given, a pretrained body.
 
     `architecture` and `arguments` are those of `dag.networks.building.build`.
 
@@ -122,7 +122,7 @@ def train_segmentation(
     images : sequence of array (3, H, W)
         All of one size, intensities in [0, 255].
     label_maps : sequence of array (H, W)
-        VOC class ids; 255 is void and takes no part.
+        VOC class ids; 255 (void) is ignored.
     iterations, batch : int
         Number of steps, images per step.
     seed : int
@@ -151,7 +151,7 @@ def train_segmentation(
     def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
         inputs, mirrored = _augment(stack[rows], generator)
         wanted = torch.where(mirrored[:, None, None], targets[rows].flip(2), targets[rows])
-        # Every second pixel each way says nearly the same as all, at a quarter of the cost.
+        # every second row and column: nearly the same gradient at a quarter of the cost
         row, column = torch.randint(2, (2,), generator=generator).tolist()
         return F.cross_entropy(
             network(inputs)[:, :, row::2, column::2], wanted[:, row::2, column::2], ignore_index=VOID
@@ -203,7 +203,7 @@ def train_detection(
     check_labels(torch.cat(ids), torch.cat(targets), title)
     if not sum(map(len, truth)):
         raise ValueError(f"{title}: no image has an object to learn; check the annotations")
-    # Images with fewer objects than others are padded by boxes far outside, which overlap with nothing.
+    # Images with fewer objects are padded with boxes far outside, which overlap nothing.
     padded = pad_sequence(truth, batch_first=True, padding_value=-1e4)
     padded_targets = pad_sequence(targets, batch_first=True)
     width = stack.shape[3]
@@ -231,7 +231,7 @@ def _detection_loss(
 
     overlaps = boxes.overlap(anchors, truth)
     best, match = overlaps.max(2)
-    # The best anchor of every object is positive, however small the overlap.
+    # The best anchor of every object is positive, however small its IoU.
     best_of_object = overlaps.amax(1, keepdim=True)
     positive = (best >= POSITIVE_IOU) | ((overlaps == best_of_object) & (best_of_object > 0)).any(2)
     rows, valid = pick(positive, (best < NEGATIVE_IOU) & ~positive, POSITIVE_ANCHORS, ANCHORS, generator)
@@ -244,7 +244,7 @@ def _detection_loss(
     wanted = boxes.encode(anchors[row], truth[image, match[image, row]])
     loss = loss + F.smooth_l1_loss(deltas[image, row], wanted, beta=1 / 9, reduction="sum") / count
 
-    # The true boxes are proposals too, else the second stage sees no foreground at first.
+    # The true boxes are added to the proposals, otherwise there is no foreground at first.
     starts = pad_sequence([one.boxes for one in proposals], batch_first=True)
     present = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in proposals], batch_first=True)
     starts = torch.cat([starts, truth], 1)
@@ -303,8 +303,8 @@ def _minimise(
 def one_cycle(step: int, total: int, warm_up: float = 0.15) -> tuple[float, float]:
     """Learning rate, as a share of the highest one, and beta_1 at `step` (from 0) of `total`.
 
-    The rate rises from 1/25 along a cosine for the share `warm_up` of the steps, then falls to 4e-6; beta_1
-    goes from 0.95 to 0.85 and back.  As `torch.optim.lr_scheduler.OneCycleLR`.
+    The rate rises from 1/25 along a cosine for the fraction `warm_up` of the steps, then falls to 4e-6; beta_1
+    changes from 0.95 to 0.85 and back.  As in `torch.optim.lr_scheduler.OneCycleLR`.
     """
     peak, end = warm_up * total - 1, total - 1
     low, lowest = 1 / 25, 1 / 25 / 1e4
@@ -316,7 +316,7 @@ def one_cycle(step: int, total: int, warm_up: float = 0.15) -> tuple[float, floa
 
 
 def _state(parameters: list[Tensor]) -> dict[str, list[Tensor]]:
-    """What AdamW remembers of every parameter."""
+    """State of AdamW for every parameter."""
     return {
         "exp_avgs": [torch.zeros_like(parameter) for parameter in parameters],
         "exp_avg_sqs": [torch.zeros_like(parameter) for parameter in parameters],
@@ -328,8 +328,8 @@ def _state(parameters: list[Tensor]) -> dict[str, list[Tensor]]:
 def _adamw(parameters: list[Tensor], state: dict[str, list[Tensor]], rate: float, beta1: float) -> None:
     """One step of torch's fused AdamW.
 
-    Called as a function: the class `torch.optim.AdamW` imports TorchDynamo with its first step, 4.4 of
-    the 17 CPU-seconds of an average training job.
+    The class `torch.optim.AdamW` is not used: it imports TorchDynamo in its first step, 4.4 of the 17 CPU-seconds
+    of an average training job.
     """
     adamw(
         parameters,
@@ -355,7 +355,7 @@ def _groups(network: Network, rate: float, body_factor: float) -> list[dict]:
 
 
 def _stack(arrays: Sequence) -> Tensor:
-    """Arrays of one shape as one tensor of their own type."""
+    """Stack arrays of one shape into a tensor of the same type."""
     shapes = {tuple(np.shape(array)) for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"training needs images of one size, but there are {sorted(shapes) or 'none'}")
@@ -363,7 +363,7 @@ def _stack(arrays: Sequence) -> Tensor:
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W), half of them mirrored, in random contrast and colour; which are mirrored (B,)."""
+    """Images (B, 3, H, W) with random mirroring, contrast and colour; which ones are mirrored, bool (B,)."""
     count = len(images)
     mirrored = torch.rand(count, generator=generator) < 0.5
     contrast = 0.85 + 0.3 * torch.rand(count, 1, 1, 1, generator=generator)

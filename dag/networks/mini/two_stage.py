@@ -22,7 +22,7 @@ class Features:
 
 
 class TwoStage(RegionDetector):
-    """Body and region proposal network of the miniature; subclasses add the second stage.
+    """Body and region proposal network; subclasses add the second stage.
 
     Its box deltas are (R, 4), in units of `SPREAD`.
     """
