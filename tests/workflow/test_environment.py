@@ -264,11 +264,14 @@ def test_no_modules_import_each_other():
 
 
 def test_names_of_the_package_in_texts_exist():
-    """`dag.module.name` in documents and docstrings, and imports in documents."""
+    """`dag.module.name` in documents and docstrings, imports and files in documents."""
     documents = {*ROOT.glob("*.md"), *ROOT.glob("*/*.md")} - {ROOT / "CHANGELOG.md"}
     names = {name: file for file in [*documents, *modules().values()] for name in NAMED.findall(file.read_text())}
     shown = {file: re.findall(r"from (dag[\w.]*) import (\w+)", file.read_text()) for file in documents}
     names |= {".".join(pair): file for file, pairs in shown.items() for pair in pairs}
+    for file in documents:
+        paths = re.findall(r"`((?:dag|config|rules|scripts|report|tests|docs|benchmarks)/[\w./*]+)`", file.read_text())
+        assert [path for path in paths if not any(ROOT.glob(path))] == [], file
     assert len(names) > 30
     for name, file in names.items():
         module = f"dag.{inside(name)}".rstrip(".")
