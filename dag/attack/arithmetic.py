@@ -63,7 +63,15 @@ def control(r: NDArray, kind: str, rng: np.random.Generator) -> NDArray:
 
 def perceptibility(r: NDArray) -> float:
     """p = sqrt(mean over pixels of ||r_k||^2), r_k the RGB vector scaled to [0, 1] (section 3.5.3)."""
-    return float(np.sqrt(np.mean(np.sum((r.astype(np.float64) / 255) ** 2, axis=0))))
+    scaled = r.astype(np.float64)
+    scaled /= 255
+    scaled *= scaled
+    return float(np.sqrt(np.mean(np.sum(scaled, axis=0))))
+
+
+def largest(r: NDArray) -> float:
+    """Largest magnitude of a value of r, in grey levels."""
+    return float(max(r.max(), -r.min()))
 
 
 def apply(image: NDArray, r: NDArray, pixels: str) -> NDArray:

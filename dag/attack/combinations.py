@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dag.attack import arithmetic
-from dag.attack.arithmetic import add, perceptibility
+from dag.attack.arithmetic import add, largest, perceptibility
 from dag.workflow import store
 from dag.workflow.seeds import generator
 
@@ -58,5 +58,5 @@ def _derive(shards, path, ids, header, function) -> None:
             if image_id in derived.done:
                 continue
             r = function(image_id, [store.get(file, image_id)[0] for file in files])
-            attributes = {"perceptibility": perceptibility(r), "largest": float(abs(r).max())}
+            attributes = {"perceptibility": perceptibility(r), "largest": largest(r)}
             derived.put(image_id, r, attributes)

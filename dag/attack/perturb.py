@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dag.attack.arithmetic import perceptibility
+from dag.attack.arithmetic import largest, perceptibility
 from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
 from dag.attack.methods import Method, method_of, project, start
 from dag.attack.own import own_attacks
@@ -277,7 +277,7 @@ def perturb(
                     "start": attack.active[0] if attack.status != NO_TARGETS else 0,
                     "active": attack.active,
                     "perceptibility": perceptibility(r),
-                    "largest": float(abs(r).max()),
+                    "largest": largest(r),
                 }
                 stored = writer.submit(shard.put, problem.name, r, attributes)
                 if not overlapped:

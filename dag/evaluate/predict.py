@@ -228,15 +228,19 @@ def _variants(
         return moved(image)
 
     @cache
-    def variant(name: str, pixels: str) -> Tensor:
+    def perturbed(name: str) -> Tensor:
         r, _ = perturbations[name]
-        if pixels == "8-bit":
-            return variant(name, "float").round()
-        if pixels != "float":  # JPEG is made on the host
-            return moved(apply(image, r, pixels))
         if image.shape != r.shape:
             raise ValueError(f"a perturbation of shape {r.shape} does not fit an image of shape {image.shape}")
         return (clean() + moved(r)).clamp_(0, 255)
+
+    @cache
+    def variant(name: str, pixels: str) -> Tensor:  # no function here refers to itself: all is freed with the image
+        if pixels == "float":
+            return perturbed(name)
+        if pixels == "8-bit":
+            return perturbed(name).round()
+        return moved(apply(image, perturbations[name][0], pixels))  # JPEG is made on the host
 
     return variant
 

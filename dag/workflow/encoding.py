@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PART_FORMAT = 3
+ROW = 1024  # words, see `fletcher32`
 SEAL, MAGIC = struct.Struct("<Q32s8s"), b"dag seal"
 
 
@@ -31,13 +32,13 @@ class Encoded:
     type : str
         numpy's, with the byte order.
     shape : tuple of int
-    chunk : bytes
+    chunk : bytes or memoryview
         What HDF5's filters make of the array: shuffle and deflate, or neither, and a Fletcher checksum.
     """
 
     type: str
     shape: tuple[int, ...]
-    chunk: bytes
+    chunk: bytes | memoryview
 
 
 def encode(array: NDArray, compress: bool) -> Encoded:
@@ -60,12 +61,19 @@ def encode(array: NDArray, compress: bool) -> Encoded:
 
 
 def fletcher32(content: bytes) -> int:
-    """The checksum of HDF5's Fletcher filter (H5_checksum_fletcher32)."""
-    words = np.frombuffer(content + b"\0" * (len(content) % 2), ">u2").astype(np.uint64)
-    weights = np.arange(len(words), 0, -1, dtype=np.uint64) % 65535
-    low, high = int(words.sum()), int((words * weights).sum())
+    """The checksum of HDF5's Fletcher filter (H5_checksum_fletcher32): sums modulo 65535 of big-endian words.
+
+    A word counts in the second sum as often as there are words from it to the end; rows and columns of a table of
+    words make that two plain sums.  Modulo 65535, to swap the bytes of a word is to multiply it by 256.
+    """
+    words = np.frombuffer(content + b"\0" * (len(content) % 2), "<u2")
+    table = np.concatenate([np.zeros(-len(words) % ROW, "<u2"), words]).reshape(-1, ROW)
+    rows, columns = table.sum(1, dtype=np.uint64), table.sum(0, dtype=np.uint64)
+    after = np.arange(len(rows) - 1, -1, -1, dtype=np.uint64) * np.uint64(ROW) % 65535
+    low = int(rows.sum())
+    high = int((rows * after).sum()) + int((columns * np.arange(ROW, 0, -1, dtype=np.uint64)).sum())
     # of the two forms of zero, ones' complement addition yields 0 for zeros alone
-    low, high = ((value - 1) % 65535 + 1 if value else 0 for value in (low, high))
+    low, high = ((256 * value - 1) % 65535 + 1 if value else 0 for value in (low, high))
     return high << 16 | low
 
 
@@ -133,12 +141,12 @@ def pack(of: list[str], images: Mapping[str, tuple[Encoded, dict]]) -> list[byte
 
 def unpack(path: Path) -> tuple[list[str], dict[str, tuple[Encoded, dict]]]:
     """What was packed into a part; raises ValueError if anything of it is not as it was written."""
-    content = path.read_bytes()
+    content = memoryview(path.read_bytes())
     size = hashlib.sha256().digest_size
-    if hashlib.sha256(memoryview(content)[size:]).digest() != content[:size]:
+    if hashlib.sha256(content[size:]).digest() != content[:size]:
         raise ValueError(f"{path}: damaged")
-    start = content.index(b"\n", size) + 1
-    about, images = json.loads(content[size:start]), {}
+    start = content.obj.index(b"\n", size) + 1
+    about, images = json.loads(bytes(content[size:start])), {}
     if about.get("part") != PART_FORMAT:
         raise ValueError(f"{path}: of another version")
     for image in about["images"]:

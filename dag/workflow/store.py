@@ -54,6 +54,7 @@ from dag.workflow.files import ShardError, explained, removed_on_failure
 
 FORMAT = 2
 LOCK, PART, SECOND = "lock", ".part", "second.h5"
+MOST_BYTES = 2**24  # of a part, unless one image has more: parts are held in memory
 # What a file system without hard links answers to the wish for one.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -105,7 +106,8 @@ class Writer:
         plain = {name: np.asarray(value).tolist() for name, value in attributes.items()}
         self._new[image_id] = encoding.encode(array, self._compress), plain
         self.done.add(image_id)
-        if time.monotonic() - self._saved >= self._every:
+        size = sum(len(encoded.chunk) for encoded, _ in self._new.values())
+        if time.monotonic() - self._saved >= self._every or size >= MOST_BYTES:
             self.save()
 
     def save(self) -> None:
