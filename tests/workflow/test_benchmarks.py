@@ -163,9 +163,27 @@ def test_what_autograd_keeps_is_counted_once(benchmark):
     assert sum(storages.values()) == 4000
 
 
-def test_the_benchmark_of_the_evaluation_runs(capsys):
+@pytest.fixture
+def evaluation_benchmark(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("evaluation_benchmark", ROOT / "benchmarks" / "evaluation.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main(images=20) > 0
-    assert capsys.readouterr().out.startswith("20 images: matching 0.")
+    return module
+
+
+def test_the_benchmark_of_the_evaluation_runs(evaluation_benchmark, tmp_path, capsys):
+    size = (30, 40)
+    evaluation_benchmark.memory(tmp_path, size, images=6, first=2, perturbations=18)
+    evaluation_benchmark.evaluation(tmp_path, size, images=2, perturbations=2, victims=2)
+    assert evaluation_benchmark.scores(images=20) > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["E5", "E1", "E3", "E4", "20"]
+    assert lines[1].startswith("E1  16 predictions: before ")
+
+
+def test_the_benchmark_of_the_evaluation_measures_nothing_wrong(evaluation_benchmark, tmp_path, monkeypatch):
+    outputs = evaluation_benchmark.predict.outputs
+    monkeypatch.setattr(evaluation_benchmark.predict, "outputs", lambda *given: outputs(*given) + 1)
+    with pytest.raises(SystemExit, match="the label map of image 000000 is another one; nothing is measured"):
+        evaluation_benchmark.evaluation(tmp_path, (30, 40), images=2, perturbations=2, victims=1)
