@@ -15,7 +15,7 @@ DRY := $(filter -n -np --dry-run --dryrun,$(ARGS))
 RULES := Snakefile rules
 
 .DELETE_ON_ERROR:
-.PHONY: help all test smoke slurm-test lint format report lock clean
+.PHONY: help all test smoke slurm-test gpu-check lint format report lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ smoke: $(READY)  ## the experiments of the paper and of torchvision: random weig
 slurm-test: $(READY)  ## jobs on a Slurm cluster of three pretended nodes; installs Debian's Slurm, minutes
 	tests/workflow/slurm/install.sh
 	$(BIN)/python -m pytest -m slurm $(ARGS)
+
+gpu-check:  ## verify the project on a CUDA device, 8 minutes, no Snakemake: VOC=folder WEIGHTS=folder
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py --voc "$(VOC)" --weights "$(WEIGHTS)" $(ARGS)
 
 lint: $(READY)  ## the checks of style alone
 	$(BIN)/ruff check

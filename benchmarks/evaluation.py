@@ -3,7 +3,7 @@
 Goals, at 375 x 500 pixels, with victims that return at once:
 
 E1  600 predictions a second on two free cores: 6 victims, float and 8-bit pixels
-E2  on a GPU, predictions take at most 1.15 of the time of the forward passes alone (not measured here)
+E2  on a GPU, predictions take at most 1.15 of the time of the forward passes alone (`make gpu-check`)
 E3  a perturbation is written in at most 20 CPU-ms, in no more room than before
 E4  sums, multiples and controls take at most 10 % of the CPU time; a pass of a network counts 15 CPU-ms
 E5  the memory of a job does not grow with the images of a shard

@@ -69,6 +69,68 @@ def test_without_a_device_it_says_so(benchmark, monkeypatch):
         benchmark.main([])
 
 
+# The check of a machine with a GPU
+
+
+@pytest.fixture
+def check(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("gpu", "gpu_check"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    spec = importlib.util.spec_from_file_location("gpu_check", FOLDER / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("gpu", None)
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_is_rehearsed_on_a_cpu(check, capsys):
+    assert check.main(["--tiny", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    table = printed.rpartition("\n\n")[2]
+    assert "FAILED" not in printed and "MISSED" not in table
+    for row in ("E2 FCN-8s", "E2 R-FCN-RN101", "G1 fp32, segmenter", "G1 tf32, detector", "G2 tf32", "gpu tests"):
+        assert row in table
+    assert "pocket networks" in table and "no VOC and WEIGHTS given" in table
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_pocket_networks_are_compared(check, shared, tmp_path):
+    found = list(check.pocket(tmp_path, shared / "voc", shared / "weights", "cpu", 2, True))
+    assert len(found) == 8 and {met for _, _, met in found} == {"met"}  # a CPU agrees with itself
+
+
+def test_a_device_that_differs_is_found(check):
+    here = {"status": ["converged"] * 10, "iterations": [50] * 10, "clean": 60.0, "perturbed": 20.0}
+    there = here | {"status": ["converged"] * 9 + ["iteration limit"], "iterations": [50] * 9 + [59], "clean": 60.9}
+    assert [met for *_, met in check.compared("net", here, there)] == ["met"] * 4
+    worse = there | {"status": ["converged"] * 8 + ["iteration limit"] * 2, "iterations": [50] * 8 + [60] * 2}
+    assert [met for *_, met in check.compared("net", here, worse)] == ["MISSED", "MISSED", "met", "met"]
+    assert [met for *_, met in check.compared("net", here, here | {"clean": 58.9, "perturbed": 21.1})] == [
+        "met", "met", "MISSED", "MISSED"
+    ]  # fmt: skip
+
+
+def test_a_step_that_fails_is_said_and_the_others_go_on(check, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no kernel\nimage")
+
+    monkeypatch.setattr(check, "evaluation", broken)
+    monkeypatch.setattr(check, "attack", lambda *_: [("G1", "0.95", "met")])
+    monkeypatch.setattr(check, "tests", lambda *_: [("gpu tests", "7 passed", "met")])
+    assert check.main(["--tiny", "--device", "cpu"]) == 1
+    table = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert "evaluation       FAILED   RuntimeError: no kernel image" in table and "7 passed" in table
+
+
+def test_without_a_device_the_check_says_so(check, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check.main([]) == 1
+    assert capsys.readouterr().err.startswith("no CUDA device here: nothing is checked")
+
+
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 def test_on_a_gpu_graphs_are_measured_too(benchmark, capsys):
