@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -40,7 +40,7 @@ def predict(
     device: str = "cpu",
     batch: int | None = None,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
-) -> int:
+) -> Counter[str]:
     """Show every image under every perturbation to the victims and store their predictions.
 
     Image by image: it is read once, and so is each of its perturbations; pixels are made on the device.  What comes
@@ -70,8 +70,8 @@ def predict(
 
     Returns
     -------
-    int
-        Number of cells that were computed here; another job may have done the others meanwhile.
+    Counter
+        Number of cells of every victim that were computed here; another job may have done the others meanwhile.
 
     Raises
     ------
@@ -93,18 +93,18 @@ def predict(
     }
     networks = {name: network.to(device) for name, network in networks.items()}
     groups = _groups(cells)
-    computed, others = 0, []
+    computed, others = Counter(dict.fromkeys(networks, 0)), []
 
     def shown() -> Iterator[None]:
-        nonlocal computed, others
+        nonlocal others
         for group in groups:
             done, busy = yield from _group(networks, read, ids, group, device, sizes, wait=False)
-            computed += done
+            computed.update(cell.victim for cell in done)
             others += busy
         # what other jobs were computing: they were not waited for while there was work
         for cell in others:
             done, _ = yield from _group(networks, read, ids, [cell], device, sizes, wait=True)
-            computed += done
+            computed.update(cell.victim for cell in done)
 
     with closing(shown()) as images:
         for _ in progress(images, len(groups) * len(ids)):
@@ -139,8 +139,8 @@ def _group(
 
     Returns
     -------
-    int, list of Cell
-        How many were computed here, and those that other jobs hold, if these are not waited for.
+    list of Cell, list of Cell
+        Those that were computed here, and those that other jobs hold, if these are not waited for.
     """
     busy: list[Cell] = []
     with ExitStack() as stack:
@@ -197,7 +197,7 @@ def _group(
                     _settle(pending, PENDING)
             yield
         _settle(pending, 0)
-    return len(taken), busy
+    return taken, busy
 
 
 def _put(shards: Sequence[store.Writer], image_id: str, found: Tensor | list[Detections], known: list[dict]) -> None:

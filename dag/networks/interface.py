@@ -118,7 +118,8 @@ class Segmenter(Network):
     def label_map(self, images: Tensor) -> Tensor:
         """Predicted VOC class ids, uint8 (B, H, W)."""
         columns = self(images).argmax(1)
-        return torch.tensor(self.labels, dtype=torch.uint8, device=columns.device)[columns]
+        # a plain copy would wait until the device has done all that it was told
+        return torch.tensor(self.labels, dtype=torch.uint8).to(columns.device, non_blocking=True)[columns]
 
 
 class Detector(Network):

@@ -53,6 +53,12 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
         by = str(error) or "SIGINT"
         print(f"Stopped by {by}{where}; what is finished is kept: start again to go on", file=sys.stderr)
         return
+    if (
+        kind.__name__ == "AcceleratorError"
+    ):  # torch's, for a device that has vanished or is broken; torch is slow to import
+        reason = str(error).partition("\n")[0]
+        print(f"Error: the GPU has failed ({reason}); what is finished is kept: start again to go on", file=sys.stderr)
+        return
     innermost = trace
     while innermost.tb_next is not None:
         innermost = innermost.tb_next

@@ -42,5 +42,6 @@ if missing:  # torch is not even imported when all is there
         device=device(),
         progress=lambda items, total: progress(items, "images", total),
     )
-    print(f"{computed} cells computed", flush=True)
+    for victim, count in computed.items():
+        print(f"{victim}: {count} cells computed", flush=True)
 cells.write_manifest(snakemake.output[0], wanted)

@@ -177,7 +177,9 @@ IMAGES = [np.full(SHAPE, value, np.float32) for value in (0, 127, 255)]
 
 
 def shown(network, made: list[cells.Cell], **options) -> int:
-    return predict.predict({"victim": network}, dict(zip(IDS, IMAGES, strict=True)).__getitem__, IDS, made, **options)
+    return predict.predict(
+        {"victim": network}, dict(zip(IDS, IMAGES, strict=True)).__getitem__, IDS, made, **options
+    ).total()
 
 
 @pytest.fixture
@@ -361,7 +363,7 @@ def test_a_prediction_does_not_depend_on_what_is_computed_beside_it(tmp_path):
 
     def run(name, names, **options):
         made = cells_of(tmp_path / name, {x: sources[x] for x in names}, PIXELS[:2])
-        predict.predict({"victim": network}, images.__getitem__, IDS, made, **options)
+        predict.predict({"victim": network}, images.__getitem__, IDS, made, **options).total()
         return stored(made)
 
     together = run("together", sources, batch=4)
@@ -391,7 +393,7 @@ def test_an_image_and_its_perturbations_are_read_once_for_all_victims(tmp_path, 
         for cell in cells.cells_of(tmp_path / "p", victim, "0000", {"none": None} | sources, PIXELS, {"of": victim})
     ]
     victims = {"first": Threshold(), "second": Threshold()}
-    assert predict.predict(victims, lambda x: read.append(x) or images[x], IDS, made) == 18
+    assert predict.predict(victims, lambda x: read.append(x) or images[x], IDS, made) == {"first": 9, "second": 9}
     assert read == IDS and sorted(opened) == sorted(2 * IDS)
     assert len(victims["first"].seen) == len(victims["second"].seen) == 27
 

@@ -159,6 +159,13 @@ def run(tmp_path: Path, body: str, stop: signal.Signals | None = None) -> tuple[
 def test_errors_of_the_project_are_a_sentence_and_others_a_traceback(tmp_path):
     code, text = run(tmp_path, "store.read_header('nothing.h5')")
     assert code == 1 and text == "Error: nothing.h5: no such shard; run the workflow to make it\n"
+    failed = (
+        "class AcceleratorError(RuntimeError): pass\nraise AcceleratorError('CUDA error: device lost\\nCompile with')"
+    )
+    code, text = run(tmp_path, failed)
+    assert code == 1 and text == (
+        "Error: the GPU has failed (CUDA error: device lost); what is finished is kept: start again to go on\n"
+    )
     code, text = run(tmp_path, "int('x')")
     assert code == 1 and text.startswith("Traceback") and "invalid literal" in text
 
