@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dag.networks import state_files
+
 
 def save(weights: dict[str, Tensor], path: str | Path) -> None:
-    """Write a state dict atomically: to a temporary file that is renamed to `path`."""
+    """Write a state dict and its digest atomically: to a temporary file that is renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(weights, file)
+    with open(partial, "w+b") as file:
+        state_files.write(weights, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
