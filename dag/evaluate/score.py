@@ -85,28 +85,42 @@ def score(
     ]
 
 
-def clean_scores(manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict]) -> NDArray:
+def clean_scores(
+    manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict], threshold: float = 0.5
+) -> NDArray:
     """How well every victim does on every clean image, each taken as a set of its own.
 
     Parameters
     ----------
     manifests, images, networks
         As of `score`.
+    threshold : float
+        Detections with a lower score do not count, as they are not drawn.
 
     Returns
     -------
     ndarray, float64 (victims, images)
-        Foreground mIoU or mAP in percent; NaN where an image has nothing to find.
+        In percent: foreground mIoU, or F1 = 2 TP / (2 TP + FP + FN) of the detections; NaN where an image has
+        nothing to find.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     alone = np.ones((1, 1), np.int64)
     found = []
     for victim, entry in networks.items():
-        task, name = entry["task"], "companion" if entry["task"] == "segmentation" else "score"
         predictions, _ = _predictions([shard[victim, "none", "float"] for shard in shards], images)
-        pairs = zip(_truth(images, task), predictions, strict=True)
-        found.append([_values(task, [truth], [prediction], alone)[name][0] for truth, prediction in pairs])
+        pairs = zip(_truth(images, entry["task"]), predictions, strict=True)
+        if entry["task"] == "segmentation":
+            found.append([_values("segmentation", [truth], [seen], alone)["companion"][0] for truth, seen in pairs])
+        else:
+            found.append([_f1(truth, seen[seen[:, 5] >= threshold]) for truth, seen in pairs])
     return np.array(found, np.float64)
+
+
+def _f1(truth: Objects, rows: NDArray) -> float:
+    """F1 of stored detections of one image in percent; NaN without objects that count."""
+    matches = match_detections([truth], [SimpleNamespace(**detections_of(rows))])
+    objects = matches.counts.sum()
+    return 200 * matches.hits.sum() / (len(matches.hits) + objects) if objects else np.nan
 
 
 def _cells(values: dict) -> list[dict]:

@@ -98,7 +98,7 @@ def choice(entry: Mapping, images: int) -> str:
     if entry.get("choose") == "clean":
         return (
             f"Chosen among {images} images by the predictions on the clean image only: "
-            "those on which the victims do best (foreground mIoU, mAP)."
+            "those on which the victims do best (foreground mIoU, F1 of the drawn detections)."
         )
     return f"Chosen evenly spaced among {images} images."
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dag.report.collect import records
+from dag.workflow import plan
 from dag.workflow.files import read_json, write_text
 
 params, output = snakemake.params, snakemake.output
@@ -27,6 +28,7 @@ attacked = pd.DataFrame(
 )
 points = frame.merge(attacked, on="perturbation", validate="many_to_one").sort_values(["victim", "nms"])
 write_text(output.csv, points.to_csv(index=False))
-figure = density.density(points, frame.metric.iloc[0])
+sources = dict.fromkeys(labels[plan.network_of(name)] for name in params.entry["perturbations"])
+figure = density.density(points, frame.metric.iloc[0], ", ".join(sources))
 style.save(figure, output.svg)
 style.save(figure, output.png)

@@ -773,6 +773,16 @@ def test_clean_scores_take_every_image_alone(tmp_path, root):
     assert found.tolist() == [100, 0, 0]
 
 
+def test_clean_scores_of_detectors_count_what_is_drawn(tmp_path, root):
+    """A hit below the threshold is not drawn; of a drawn hit and a drawn false positive F1 is 2 / (2 + 1)."""
+    boxes = {"a": np.concatenate([hit(0.9), miss(0.6), miss(0.4)]), "b": hit(0.4), "c": np.zeros((0, 6), np.float32)}
+    path = shard(tmp_path / "p.h5", "predictions", boxes, {"of": "boxes"}, perceptibility=0.0, largest=0.0)
+    cells.write_manifest(tmp_path / "m.json", [cells.Cell("boxes", "none", "float", None, path, {"of": "boxes"})])
+    images = [(root, image_id) for image_id in IDS]
+    (found,) = score.clean_scores([tmp_path / "m.json"], images, {"boxes": {"task": "detection"}})
+    assert found == pytest.approx([200 / 3, 0, 0])
+
+
 def test_the_best_images_are_those_of_the_highest_mean_score():
     images = [(Path("r"), name) for name in "pqrst"]
     values = np.array([[50.0, 90, 70, np.nan, 90], [70, 40, 50, 100, 40]])

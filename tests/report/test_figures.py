@@ -87,12 +87,14 @@ def points():
             "score_se": [3.0, 3.5, 2.5, 2.0, 1.5, 1.0],
             "proposals": [1580, 1580, 171, 171, 577, 577],
             "targets": [216, 216, 10, 10, 46, 46],
+            "perceptibility": [0.006, 0.006, 0.003, 0.003, 0.004, 0.004],
+            "white_box": [True, False] * 3,
         }
     )
 
 
 def test_density_draws_scores_errors_and_counts(points):
-    upper, lower = density.density(points).axes
+    upper, lower, strength = density.density(points, source="ZF-07").axes
     for bars, scores, errors in zip(
         upper.containers, ([28.0, 15.6, 13.8], [61.5, 43.8, 33.6]), ([2.5, 1.5, 3.0], [2.0, 1.0, 3.5]), strict=True
     ):
@@ -100,7 +102,9 @@ def test_density_draws_scores_errors_and_counts(points):
         assert line.get_xydata().T.tolist() == [[0.5, 0.7, 0.9], scores]
         halves = [(segment[1, 1] - segment[0, 1]) / 2 for segment in segments.get_segments()]
         assert halves == pytest.approx(errors)
-    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["ZF-07", "ZF-0712"]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["ZF-07 (white box)", "ZF-0712 (black box)"]
+    assert upper.get_title() == "perturbations of ZF-07"
+    assert strength.lines[0].get_ydata() == pytest.approx([3, 4, 6])
     assert [line.get_ydata().tolist() for line in lower.lines] == [[171, 577, 1580], [10, 46, 216]]
     assert texts(lower) == ["proposals", "targets"]
 
@@ -128,6 +132,18 @@ def test_convergence_averages_over_the_images_with_targets():
     # Quartiles of 8, 4, 6 are 5 and 7.
     band = left.collections[0].get_paths()[0].vertices
     assert sorted(set(band[band[:, 0] == 0, 1])) == [5, 7]
+
+
+def test_convergence_has_a_panel_for_every_variant_that_ends_with_its_lines():
+    curves = {"A (x)": [np.array([100, 0])], "A": [np.array([200, 50, 1, 1, 1, 0])], "B": [np.array([90, 3, 0])]}
+    figure = convergence.convergence(curves, dict.fromkeys(curves, "detection"), {"A (x)": "x"})
+    right, left = figure.axes
+    assert [axes.get_title() for axes in (left, right)] == ["Detection", "Detection, x"]
+    assert [len(axes.lines) for axes in (left, right)] == [2, 1]
+    # 1 of 200 is less than 1 %, 3 of 90 is not
+    assert left.get_xlim() == (0, 2) and left.get_xlabel() == "iteration (longest attack: 5)"
+    assert right.get_xlim() == (0, 1) and right.get_xlabel() == "iteration"
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[1] > 200
 
 
 def test_convergence_of_one_task_has_one_panel():

@@ -16,8 +16,10 @@ _PANELS = {"segmentation": "active pixels per image", "detection": "active propo
 
 
 @matplotlib.rc_context(STYLE)
-def convergence(curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str]) -> Figure:
-    """Number of active targets against iterations (Figure 4), one panel per task.
+def convergence(
+    curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str], variants: Mapping[str, str] | None = None
+) -> Figure:
+    """Number of active targets against iterations (Figure 4), one panel per task and variant of the attack.
 
     Parameters
     ----------
@@ -26,23 +28,35 @@ def convergence(curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str
         attack; an empty array is an image without targets, which is left out.
     tasks : dict of str to str
         "segmentation" or "detection" for every label.
+    variants : dict of str to str, optional
+        Name of the variant of the attack for every label, "" for the default.
 
     Returns
     -------
     Figure
         Lines are means over the images, an image that has ended keeping its last number (0 if
         it converged); bands reach from the lower to the upper quartile.  The legend gives the
-        mean number of iterations.
+        mean number of iterations.  A panel ends where every line has fallen below 1 % of its start; its
+        horizontal axis names the longest attack.
 
     Raises
     ------
     ValueError
         If a source has no image with targets.
     """
-    panels = [task for task in _PANELS if task in {tasks[label] for label in curves}]
-    figure = Figure(figsize=(PAGE if len(panels) > 1 else COLUMN, 2.5), layout="constrained")
-    for task, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        for k, label in enumerate(label for label in curves if tasks[label] == task):
+    kinds = {label: (tasks[label], (variants or {}).get(label, "")) for label in curves}
+    panels = sorted(dict.fromkeys(kinds.values()), key=lambda kind: list(_PANELS).index(kind[0]))
+    figure = Figure(figsize=(PAGE if len(panels) > 1 else COLUMN, 2.7), layout="constrained")
+    first = {}
+    for (task, variant), axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        end = longest = 0
+        # Panels of one task share their vertical axis.
+        if task in first:
+            axes.sharey(first[task])
+        else:
+            first[task] = axes
+            axes.set_ylabel(_PANELS[task])
+        for k, label in enumerate(label for label in curves if kinds[label] == (task, variant)):
             images = [np.asarray(curve) for curve in curves[label] if len(curve)]
             if not images:
                 raise ValueError(
@@ -52,11 +66,18 @@ def convergence(curves: Mapping[str, Sequence[NDArray]], tasks: Mapping[str, str
             active = np.stack([np.pad(image, (0, length - len(image)), mode="edge") for image in images])
             iterations = np.mean([len(image) - 1 for image in images])
             low, high = np.quantile(active, (0.25, 0.75), axis=0)
+            mean = active.mean(0)
+            end = max([end, *(np.flatnonzero(mean >= 0.01 * mean[0]) + 1)])
+            longest = max(longest, length - 1)
             line = line_style(k) | {"marker": ""}
             axes.fill_between(np.arange(length), low, high, color=line["color"], alpha=0.15, linewidth=0)
-            axes.plot(np.arange(length), active.mean(0), label=f"{label}: {iterations:.1f} iterations", **line)
-        axes.set(xlabel="iteration", ylabel=_PANELS[task], xlim=(0, None), ylim=(0, None), title=task.capitalize())
+            axes.plot(np.arange(length), mean, label=f"{label}: {iterations:.1f} iterations", **line)
+        words = "iteration" if end >= longest else f"iteration (longest attack: {longest})"
+        axes.set(xlabel=words, xlim=(0, max(1, min(end, longest))))
+        axes.set_title(task.capitalize() + (f", {variant}" if variant else ""))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(axis="y")
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), fontsize=6.5)
+    for axes in first.values():
+        axes.set_ylim(0, None)
     return figure
