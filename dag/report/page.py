@@ -19,7 +19,7 @@ from PIL import Image
 
 from dag.attack.rules import STATUSES
 from dag.report import claims
-from dag.report.figures.style import DROP
+from dag.report.figures.style import DROP, ink
 from dag.report.wording import images_of, listed, pixel_words
 
 # A name in the configuration says whether a table or figure is one of the paper's.
@@ -278,14 +278,7 @@ def _colour(drop: float, limit: float) -> dict:
     if math.isnan(drop):
         return {"background": "#ffffff", "dark": False}
     rgb = DROP(min(drop / limit, 1.0)) if drop >= 0 else _RISE(min(-drop / limit, 1.0) * 0.85)
-    return {"background": to_hex(rgb), "dark": luminance(to_hex(rgb)) < 0.179}
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of "#rrggbb" in [0, 1], as WCAG 2 defines it; black and white contrast alike at 0.179."""
-    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return {"background": to_hex(rgb), "dark": ink(rgb) == "white"}
 
 
 def _table(frame: pd.DataFrame, limit: float) -> dict:

@@ -1,4 +1,7 @@
+import base64
 import os
+import re
+from io import BytesIO
 
 import matplotlib
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from PIL import Image
 
 from dag.data.voc import colour_map
 from dag.report.figures import convergence, density, examples, heat_map, style
@@ -287,7 +291,7 @@ def test_paired_examples_put_the_truth_between_clean_and_perturbed():
 
 def test_classes_are_named_where_they_are_widest():
     label_map = np.zeros((300, 400), np.uint8)
-    label_map[:, 100:120] = 1  # too narrow for a name
+    label_map[:, 100:110] = 1  # too narrow for a name
     label_map[100:200, 200:400], label_map[120:140, 0:90] = 15, 255
     label_map[0:20, 300:400] = 15  # less wide than the other region of its class
     *_, truth, _, _ = examples.examples([row(
@@ -297,6 +301,33 @@ def test_classes_are_named_where_they_are_widest():
     assert texts(truth) == ["person"]
     x, y = truth.texts[0].get_position()
     assert 140 < y < 160 and 240 < x < 360
+
+
+def test_names_have_the_contrast_of_black_or_white_that_is_higher():
+    """By WCAG 2: black on mid green (0, 0.5, 0) 4.1 and white 5.1; black on (0.5, 0.5, 0.5) 5.3 and white 3.9."""
+    assert [style.ink(shade) for shade in [(0, 0.5, 0), (0.5, 0.5, 0.5), (64 / 255, 0, 0)]] == [
+        "white",
+        "black",
+        "white",
+    ]
+
+
+def test_regions_are_outlined_since_their_colour_may_hardly_differ_from_black():
+    label_map = np.zeros((30, 40), np.uint8)
+    label_map[5:20, 5:20] = 8  # cat is (64, 0, 0)
+    *_, truth, before, _ = examples.examples([row(truth=label_map, before=label_map * 0)]).axes
+    assert to_rgba("white") in {tuple(colour) for lines in truth.collections for colour in lines.get_edgecolor()}
+    assert not before.collections
+
+
+def test_small_images_are_embedded_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, 30, 40)).astype(np.float32)
+    style.save(examples.examples([row(image=noise)]), tmp_path / "figure.svg")
+    embedded = re.findall(r'base64,([^"]+)"', (tmp_path / "figure.svg").read_text())
+    images = [Image.open(BytesIO(base64.b64decode(text))) for text in embedded]
+    assert [image.size for image in images] == [(40, 30)] * 6
+    assert (tmp_path / "figure.svg").stat().st_size < 100_000
 
 
 def test_long_captions_and_notes_stay_on_the_page(monkeypatch):

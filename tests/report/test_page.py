@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from dag.report import frames
-from dag.report.page import findings, luminance, page
+from dag.report.figures import style
+from dag.report.page import findings, page
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE, STYLE = ROOT / "report" / "index.html.j2", ROOT / "report" / "index.css"
@@ -213,6 +215,10 @@ class Reader(HTMLParser):
         """The article of a table or figure."""
         (heading,) = [element for element in self.elements if element["attributes"].get("id") == name]
         return [element for element in heading["inside"] if element["tag"] == "article"][-1]
+
+
+def luminance(colour: str) -> float:
+    return style.luminance(to_rgb(colour))
 
 
 def squeezed(element) -> str:

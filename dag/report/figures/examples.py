@@ -191,29 +191,40 @@ def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, thre
     # Pixels of the image per point of print.
     point = width / (72 * inches)
     if isinstance(drawn[0], np.ndarray):
-        _draw_label_map(axes, drawn[0], (height, width), None if len(drawn) > 1 else point)
+        _draw_label_map(axes, drawn[0], (height, width), point, named=len(drawn) == 1)
     else:
-        axes.imshow(np.rint(image.transpose(1, 2, 0)).astype(np.uint8))
+        _show(axes, np.rint(image.transpose(1, 2, 0)).astype(np.uint8), inches)
     if isinstance(drawn[-1], Mapping):
         _draw_detections(axes, drawn[-1], (height, width), threshold, point)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point: float | None) -> None:
-    """A label map in VOC's colours, with the name of every class where it is widest, if there is room.
+def _show(axes: Axes, pixels: NDArray, inches: float) -> None:
+    """Pixels (H, W, 3), embedded at their own size if that is not above the resolution of print.
 
-    Without `point`, pixels per point of print, nothing is named.
+    A small image that is resampled to print weighs many times as much and shows no more.
+    """
+    small = pixels.shape[1] <= inches * STYLE["savefig.dpi"]
+    axes.imshow(pixels, interpolation="none" if small else "antialiased")
+
+
+def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point: float, named: bool) -> None:
+    """A label map in VOC's colours, every region with a light outline: some colours hardly differ from black.
+
+    If it is to be `named`, the name of every class stands where it is widest, if there is room.  `point`: pixels per
+    point of print.
     """
     if label_map.shape != size:
         raise ValueError(f"a label map of shape {label_map.shape} does not fit an image of size {size}")
-    axes.imshow(colour_map()[label_map], interpolation="nearest")
+    _show(axes, colour_map()[label_map], size[1] / (72 * point))
+    regions = [label for label in np.unique(label_map) if label not in (0, VOID)]
+    for label in regions:
+        axes.contour(label_map == label, levels=[0.5], colors="white", linewidths=0.5)
     taken: list[tuple[float, float, float, float]] = []
-    for label in np.unique(label_map) if point else ():
-        if label in (0, VOID):
-            continue
+    for label in regions if named else ():
         # how far every pixel is from the next one of another class, or from the border of the picture
         depth = distance_transform_edt(np.pad(label_map == label, 1))[1:-1, 1:-1]
-        if depth.max() < 0.6 * LABEL_SIZE * point:
+        if depth.max() < 0.35 * LABEL_SIZE * point:
             continue
         rows, columns = np.nonzero(depth >= 0.9 * depth.max())
         inside = np.nonzero(label_map == label)

@@ -91,7 +91,8 @@ def save(figure: Figure, path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         with matplotlib.rc_context(STYLE), open(partial, "wb") as file:
-            figure.savefig(file, format=kind, metadata=_UNDATED[kind])
+            options = {"pil_kwargs": {"optimize": True}} if kind == "png" else {}
+            figure.savefig(file, format=kind, metadata=_UNDATED[kind], **options)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -113,8 +114,17 @@ def line_style(k: int) -> dict:
 
 
 def ink(shade: Sequence[float]) -> str:
-    """Black or white, whichever is legible on a colour."""
-    return "black" if np.dot(shade[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
+    """Black or white, whichever has the higher contrast with a colour."""
+    return "black" if luminance(shade) > 0.179 else "white"
+
+
+def luminance(shade: Sequence[float]) -> float:
+    """Relative luminance of a colour (r, g, b) in [0, 1], as WCAG 2 defines it.
+
+    Black and white contrast alike with a colour of 0.179.
+    """
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in shade[:3]]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
 def broken(label: str) -> str:
