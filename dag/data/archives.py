@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import posixpath
@@ -20,6 +21,12 @@ from dag.data.checksums import CHUNK, disk_full_in_words, given_checksums, requi
 
 # How many members of an archive a sentence names.
 NAMED_MEMBERS = 20
+# The longest name of a file that common file systems take, in bytes, and the longest path.
+NAME_BYTES, PATH_BYTES = 255, 4096
+# Deflate, the usual method of zip archives, makes data at most 1032 times smaller.
+DEFLATE_RATIO = 1032
+# Methods that the zipfile module unpacks.
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
 def unpack(
@@ -51,8 +58,8 @@ def unpack(
     ------
     ValueError
         If an archive is damaged, incomplete or of an unknown kind, has none of the needed members,
-        or has a member that must not be unpacked: an absolute name, "..", a link that leaves the
-        archive, a device.
+        or has a member that must not or cannot be unpacked: an absolute name, "..", a link that leaves
+        the archive, a device, a name that is both a file and a folder or too long.
     OSError
         If the disk is full.
     """
@@ -68,13 +75,20 @@ def unpack(
 
     build = folder.with_name(folder.name + ".part")
     shutil.rmtree(build, ignore_errors=True)
-    names = set()
+    names, files, parents = set(), set(), set()
     try:
         with disk_full_in_words(folder):
             build.mkdir(parents=True)
             for archive in archives:
                 with _entries(archive) as entries:
                     chosen = list(_choose(archive, entries, needed, strip))
+                    for _, target, entry in chosen:
+                        (parents if entry.open is None else files).add(target)
+                        parents.update(map(str, PurePosixPath(target).parents))
+                    if both := sorted(files & parents):
+                        raise ValueError(
+                            f"{archive}: the member {both[0]} is both a file and a folder; nothing was unpacked"
+                        )
                     require_space(build, sum(entry.size for _, _, entry in chosen))
                     for name, target, entry in chosen:
                         _write(entry, build / target)
@@ -152,6 +166,18 @@ def extract(
     return found
 
 
+def listed(archive: str | Path) -> list[str]:
+    """The names of the files in an archive, which is read to its end.
+
+    Raises
+    ------
+    ValueError
+        If the archive is damaged, incomplete or of an unknown kind.
+    """
+    with _entries(Path(archive)) as entries:
+        return [entry.name for entry in entries if entry.open]
+
+
 class _Entry(NamedTuple):
     """One member of an archive."""
 
@@ -169,7 +195,8 @@ def _entries(archive: Path) -> Iterator[list[_Entry]]:
             is_zip = file.read(2) == b"PK"
         if is_zip:
             with zipfile.ZipFile(archive) as opened:
-                yield [_zip_entry(opened, info) for info in opened.infolist()]
+                size = os.stat(archive).st_size
+                yield [_zip_entry(opened, info, size) for info in opened.infolist()]
         else:
             with tarfile.open(archive) as opened:
                 yield _tar_entries(opened)
@@ -179,7 +206,12 @@ def _entries(archive: Path) -> Iterator[list[_Entry]]:
 
 
 def _tar_entries(archive: tarfile.TarFile) -> list[_Entry]:
-    infos = archive.getmembers()
+    try:
+        infos = archive.getmembers()
+    except (OSError, OverflowError) as error:  # a position that no file can have
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise tarfile.ReadError("a member claims to be larger than the archive") from error
     # tarfile takes a damaged header, or the end of the file, for the end of the archive
     rest = iter(lambda: archive.fileobj.read(CHUNK), b"")
     if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE or any(chunk.strip(b"\0") for chunk in rest):
@@ -202,11 +234,16 @@ def _tar_entry(archive: tarfile.TarFile, info: tarfile.TarInfo, by_name: dict[st
     return _Entry(info.name, 0, None, refusal)
 
 
-def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Entry:
+def _zip_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> _Entry:
+    deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if info.compress_size > size or (deflated and info.file_size > DEFLATE_RATIO * size):
+        raise zipfile.BadZipFile(f"{info.filename} claims to be larger than the archive")
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
     refusal = None if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "is neither a file nor a folder"
     if info.flag_bits & 1:
         refusal = "is encrypted"
+    elif info.compress_type not in METHODS:
+        refusal = f"is compressed by method {info.compress_type}, which cannot be unpacked here"
     return _Entry(info.filename, info.file_size, None if info.is_dir() else lambda: archive.open(info), refusal)
 
 
@@ -224,6 +261,8 @@ def _choose(
             refusal = "would be written outside its folder"
         elif entry.open is not None and len(steps) <= strip:
             refusal = f"lies in fewer than {strip} folders"
+        elif len(os.fsencode(name)) > PATH_BYTES or any(len(os.fsencode(step)) > NAME_BYTES for step in steps):
+            refusal = f"has a name that is too long: files have names of at most {NAME_BYTES} bytes"
         if refusal:
             raise ValueError(f"{archive}: the member {entry.name} {refusal}; nothing was unpacked")
         if len(steps) > strip:

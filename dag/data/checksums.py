@@ -20,7 +20,7 @@ CHUNK = 1 << 18
 CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
 
-def pin(lock: str | Path, name: str, sha256: str) -> None:
+def pin(lock: str | Path, name: str, sha256: str, path: str | Path) -> None:
     """Record the SHA-256 of a file whose checksum nobody has published; refuse another one later.
 
     Parameters
@@ -31,6 +31,8 @@ def pin(lock: str | Path, name: str, sha256: str) -> None:
         Name of the file, the same in every run.
     sha256 : str
         What `fetch` has returned.
+    path : path
+        Where the file lies, for messages.
 
     Raises
     ------
@@ -45,12 +47,20 @@ def pin(lock: str | Path, name: str, sha256: str) -> None:
         if known.setdefault(name, sha256) != sha256:
             raise ValueError(
                 f"{name} has SHA-256 {sha256}, but {lock} recorded {known[name]} when it was first downloaded; "
-                f"bring back the first file or, if the new one is right, delete the entry {name} from {lock}"
+                + how_to_unpin(lock, name, path)
             )
         beside = lock.with_suffix(lock.suffix + ".part")
         beside.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
         sync(beside)
         os.replace(beside, lock)
+
+
+def how_to_unpin(lock: str | Path, name: str, path: str | Path) -> str:
+    """What to do about a recorded checksum that another file does not have."""
+    return (
+        f"bring back the first file or, if that was a wrong one, delete the entry {name} from {lock} and the file "
+        f"{path}, and run the workflow again"
+    )
 
 
 def pinned(lock: str | Path, name: str) -> str | None:
@@ -62,7 +72,7 @@ def _read_lock(lock: Path) -> dict[str, str]:
     try:
         return json.loads(lock.read_text()) if lock.exists() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{lock} is not JSON ({error}); mend it, or delete it to record the checksums anew") from error
+        raise ValueError(f"{lock} is not JSON ({error}); correct it, or delete it to record them again") from error
 
 
 def given_checksums(

@@ -1,7 +1,7 @@
 """Fetch published files, so that what arrives is what was published.
 
 A file is fetched from the first mirror that delivers it, continued after a cut connection, compared with its published
-checksum and only then put in place.
+checksum, or looked into where none is published, and only then put in place.
 """
 
 from __future__ import annotations
@@ -22,12 +22,28 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from dag.data.checksums import CHUNK, disk_full_in_words, given_checksums, in_words, require_space, sync, verify
+from dag.data.archives import extract
+from dag.data.checksums import (
+    CHECKSUMS,
+    CHUNK,
+    disk_full_in_words,
+    given_checksums,
+    how_to_unpin,
+    in_words,
+    pin,
+    pinned,
+    require_space,
+    sync,
+    verify,
+)
+from dag.data.file_kinds import what_is_wrong
 
 # These answers may be different a moment later; every other refusal is the mirror's last word.
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_PAUSE_SECONDS = 30.0
 LOG_INTERVAL_SECONDS = 10.0
+# A connection that delivers fewer within the time limit of `fetch` counts as failed, and as one without progress.
+LEAST_BYTES = 1024
 
 
 def fetch(
@@ -47,7 +63,8 @@ def fetch(
 
     A file that is already there is checked and kept.  What has arrived of an unfinished download
     stays in `path` + ".part" and is continued by the next mirror or the next call, if a published
-    checksum can tell whether the pieces belong together.
+    checksum can tell whether the pieces belong together.  Without one, only the same server may
+    continue it, and only under the same ETag, and the file must be of the kind that its name says.
 
     Parameters
     ----------
@@ -63,9 +80,9 @@ def fetch(
     size : int, optional
         Published size in bytes.
     attempts : int
-        How often in a row a mirror may fail without delivering a new byte.
+        How often in a row a mirror may fail without delivering `LEAST_BYTES` new bytes.
     timeout : float
-        Seconds without a byte after which a connection counts as failed.
+        Seconds without a byte, or with fewer than `LEAST_BYTES`, after which a connection counts as failed.
     pause : float
         Seconds to wait after the first failure; doubled after each further one.
 
@@ -82,6 +99,8 @@ def fetch(
     if path.exists():
         sha256, problem = verify(path, published, size)
         if problem:
+            raise ValueError(f"{path} is already there but {problem}; delete it, or put the right file in its place")
+        if not published and (problem := what_is_wrong(path, path.name)):
             raise ValueError(f"{path} is already there but {problem}; delete it, or put the right file in its place")
         return sha256
 
@@ -106,6 +125,46 @@ def fetch(
                 )
             return sha256
     raise OSError("\n".join([f"{path} could not be downloaded:", *reasons, _by_hand(path, published, size)]))
+
+
+def fetch_unchanged(urls: str | Iterable[str], path: str | Path, lock: str | Path, name: str, **checks) -> str:
+    """`fetch` a file and, if nobody has published a checksum of it, compare it with the first one that arrived.
+
+    Parameters
+    ----------
+    urls, path
+        As for `fetch`.
+    lock, name
+        Where and under which name the first SHA-256 is recorded, see `dag.data.checksums.pin`.
+    **checks
+        As for `fetch`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `fetch`; where a recorded checksum is at stake, the message says how to remove it.
+    """
+    recorded = None if any(checks.get(kind) for kind in CHECKSUMS) else pinned(lock, name)
+    try:
+        sha256 = fetch(urls, path, **checks | ({"sha256": recorded} if recorded else {}))
+    except (ValueError, OSError) as error:
+        if recorded is None or recorded not in str(error):
+            raise
+        advice = how_to_unpin(lock, name, path)
+        raise type(error)(f"{error}\nIts SHA-256 was recorded in {lock} at its first download; {advice}") from error
+    if not any(checks.get(kind) for kind in CHECKSUMS):
+        pin(lock, name, sha256, path)
+    return sha256
+
+
+def extract_unchanged(archive: str | Path, member: str, path: str | Path, lock: str | Path, name: str, **checks) -> str:
+    """The same for a file inside an archive, see `dag.data.archives.extract`."""
+    sha256 = extract(archive, member, path, **checks)
+    if not any(checks.get(kind) for kind in CHECKSUMS):
+        if problem := what_is_wrong(path, name):
+            raise ValueError(f"{archive}: its member {member} {problem}; is this the right archive?")
+        pin(lock, name, sha256, path)
+    return sha256
 
 
 # Checks
@@ -147,8 +206,10 @@ def _fetch_from_mirror(
         elif scheme not in ("http", "https"):
             raise ValueError("is neither an http(s) address nor a file")
         elif not inherited or _length(part) != size:
-            _complete(url, name, part, size, attempts, timeout, pause)
+            _complete(url, name, part, size, bool(checksums), attempts, timeout, pause)
         sha256, problem = verify(part, checksums, size)
+        if problem is None and not checksums:
+            problem = what_is_wrong(part, name)
         if problem is None:
             return sha256
         part.unlink()
@@ -165,19 +226,28 @@ def _copy(url: str, name: str, part: Path) -> None:
     shutil.copyfile(source, part)
 
 
-def _complete(url: str, name: str, part: Path, size: int | None, attempts: int, timeout: float, pause: float) -> None:
-    """Download what is missing of `part`; goes on as long as new bytes arrive."""
+def _complete(
+    url: str, name: str, part: Path, size: int | None, published: bool, attempts: int, timeout: float, pause: float
+) -> None:
+    """Download what is missing of `part`; goes on as long as new bytes arrive.
+
+    What is there is continued if a published checksum can tell whether the pieces belong together, or if the server
+    says by an ETag that they do.
+    """
     edition = None
     most = _length(part)
     failures = 0
     while True:
         try:
-            with _request(url, _length(part), timeout) as response:
-                start, total, edition = _examine(response, part, size, edition)
-                _write_body(response, name, part, start, total, timeout)
+            etag = _strong(edition)
+            if not published and etag is None:
+                part.unlink(missing_ok=True)
+            with _request(url, _length(part), etag, timeout) as response:
+                start, total, edition = _examine(response, part, size, edition, published)
+                _write_body(response, name, part, start, total, size, timeout)
             return
         except ConnectionError as error:
-            failures = 0 if _length(part) > most else failures + 1
+            failures = 0 if _length(part) >= most + LEAST_BYTES else failures + 1
             most = max(most, _length(part))
             if failures >= attempts:
                 raise ConnectionError(f"{error} ({failures} attempts in vain)") from error
@@ -185,11 +255,19 @@ def _complete(url: str, name: str, part: Path, size: int | None, attempts: int, 
             time.sleep(min(pause * 2 ** max(failures - 1, 0), LONGEST_PAUSE_SECONDS))
 
 
-def _request(url: str, have: int, timeout: float):
+def _strong(edition: tuple | None) -> str | None:
+    """The ETag, if it promises the same bytes; a weak one promises the same meaning."""
+    etag = edition[1] if edition else None
+    return etag if etag and etag.startswith('"') else None
+
+
+def _request(url: str, have: int, etag: str | None, timeout: float):
     """The response to a request for what is missing behind the first `have` bytes, whatever its status."""
     headers = {"User-Agent": "dag", "Accept-Encoding": "identity"}
     if have > 1:  # one byte again: the rest is never empty, which servers answer in different ways
         headers["Range"] = f"bytes={have - 1}-"
+        if etag:  # if the file has changed, send the whole of it
+            headers["If-Range"] = etag
     with _as_connection_error(timeout):
         try:
             return urlopen(Request(url, headers=headers), timeout=timeout)
@@ -197,7 +275,9 @@ def _request(url: str, have: int, timeout: float):
             return response
 
 
-def _examine(response, part: Path, size: int | None, edition: tuple | None) -> tuple[int, int | None, tuple]:
+def _examine(
+    response, part: Path, size: int | None, edition: tuple | None, published: bool
+) -> tuple[int, int | None, tuple]:
     """Where in the file the body belongs, the size of the file if known, and its edition.
 
     `edition`, (size, ETag), is that of the bytes in `part`; None if they are not from this server.
@@ -209,9 +289,14 @@ def _examine(response, part: Path, size: int | None, edition: tuple | None) -> t
         raise ValueError(f"HTTP {status} {response.reason}")
     if status != 416 and headers.get_content_type() == "text/html":
         raise ValueError("answers with a web page instead of the file")
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ValueError(f"sends the file in the encoding {encoding}, though it was asked for the file as it is")
     if status == 200:  # also the answer of a server that does not know Range
         length = headers.get("Content-Length", "")
         start, total = 0, int(length) if length.isdigit() else None
+        if total is None and size is None and not published and not response.chunked:
+            raise ValueError("does not announce the length of the file, so a cut connection would pass unnoticed")
     else:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         start, total = (int(match[1]), int(match[2])) if match else (None, None)
@@ -219,25 +304,36 @@ def _examine(response, part: Path, size: int | None, edition: tuple | None) -> t
         raise ValueError(f"announces {total} bytes instead of {size}")
     found = (total, headers.get("ETag"))
     another = any(a != b for a, b in zip(edition or (), found, strict=False) if None not in (a, b))
+    another |= not published and _strong(edition) != _strong(found)
     if status != 200 and (another or start != _length(part) - 1):
         part.unlink(missing_ok=True)
         raise ConnectionError("the file has changed on the server, starting over")
     return start, total, found
 
 
-def _write_body(response, name: str, part: Path, start: int, total: int | None, timeout: float) -> None:
-    """Write the body of a response into `part` from byte `start` on."""
+def _write_body(
+    response, name: str, part: Path, start: int, total: int | None, size: int | None, timeout: float
+) -> None:
+    """Write the body of a response into `part` from byte `start` on, no more than the file shall have."""
+    most = total if size is None else size
     if total is not None:
         require_space(part, total - start)
     with open(part, "r+b" if start else "wb") as file, _progress(name, start, total) as advance:
         file.seek(start)
+        since, then = time.monotonic(), start
         while True:
             with _as_connection_error(timeout):
                 chunk = response.read1(CHUNK)
             if not chunk:
                 break
+            if most is not None and file.tell() + len(chunk) > most:
+                raise ValueError(f"sends more than the {most} bytes of the file")
             file.write(chunk)
             advance(len(chunk))
+            if time.monotonic() - since >= timeout:
+                if file.tell() - then < LEAST_BYTES:
+                    raise ConnectionError(f"fewer than {LEAST_BYTES} bytes in {timeout:g} s")
+                since, then = time.monotonic(), file.tell()
         done = file.tell()
     if total is not None and done < total:
         raise ConnectionError(f"the connection was closed after {done} of {total} bytes")
@@ -276,6 +372,3 @@ def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[in
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-# Archives

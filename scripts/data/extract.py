@@ -4,10 +4,7 @@ from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
-from dag.data.archives import extract
-from dag.data.checksums import CHECKSUMS, pin
+from dag.data.download import extract_unchanged
 
-params = snakemake.params
-sha256 = extract(snakemake.input.archive, params.member, snakemake.output[0], **params.checks)
-if not any(params.checks.get(kind) for kind in CHECKSUMS):
-    pin(params.pins, snakemake.wildcards.file, sha256)
+archive, file, path, params = snakemake.input.archive, snakemake.wildcards.file, snakemake.output[0], snakemake.params
+extract_unchanged(archive, params.member, path, params.pins, file, **params.checks)

@@ -470,14 +470,15 @@ def test_members_of_archives(server, tmp_path):
     downloads[rn50] = published(b"my own")
     downloads |= {
         "missing": {"archive": names[0], "member": "faster_rcnn_models/CaffeNet.caffemodel"},
+        "unknown.caffemodel": {"archive": names[0], "member": f"faster_rcnn_models/{zf}"},
         "several": {"archive": names[0], "member": "*_final.caffemodel"},
         "page": {"archive": "page.zip", "member": "x"},
         "page.zip": {"urls": [f"{server.address}/good/page.zip"]},
     }
     (own / rn50).write_bytes(b"my own")
-    (by_hand / rn101).write_bytes(b"by hand")
+    (by_hand / rn101).write_bytes(b"\x0a\x07by hand")  # one field of a Protocol Buffers message
     wanted = [f"resources/checked/{name}" for name in (zf, zf_0712, rn50, rn101)]
-    bad = [f"resources/checked/{name}" for name in (vgg, "missing", "several", "page")]
+    bad = [f"resources/checked/{name}" for name in (vgg, "missing", "unknown.caffemodel", "several", "page")]
 
     result = snakemake(folder, config | {"weights": str(own)}, *wanted, *bad)
     said = result.stdout
@@ -486,7 +487,7 @@ def test_members_of_archives(server, tmp_path):
         zf: f"faster_rcnn_models/{zf}".encode(),
         zf_0712: b"output/faster_rcnn_final/faster_rcnn_VOC0712_ZF/proposal_final",
         rn50: b"my own",
-        rn101: b"by hand",
+        rn101: b"\x0a\x07by hand",
     }
     assert checked(folder) == expected | {name: found[name] for name in names[:2]}
     archive = f"resources/checked/{names[0]}"
@@ -495,6 +496,8 @@ def test_members_of_archives(server, tmp_path):
     assert (
         f"Error: {archive}: *_final.caffemodel may be any of faster_rcnn_models/{vgg}, faster_rcnn_models/{zf};" in said
     )
+    reason = "is not a complete file of Caffe's weights; is this the right archive?"
+    assert f"Error: {archive}: its member faster_rcnn_models/{zf} {reason}" in said
     assert "page.zip: answers with a web page instead of the file" in said
     assert not [path for path, _ in server.requests if "rfcn" in path]
     # what nobody has published a checksum of is recorded
@@ -514,6 +517,10 @@ def test_members_of_archives(server, tmp_path):
     result = snakemake(folder, config | {"weights": str(own)}, *wanted)
     said = result.stdout
     assert result.returncode != 0 and "Traceback" not in said, said
+    assert (
+        f"delete the entry {zf_0712} from resources/downloads.lock.json and the file resources/downloads/{zf_0712}, "
+        in said
+    )
     for file, must in (zf, downloads[zf]["sha256"]), (zf_0712, lock[zf_0712]):
         assert f"Error: resources/downloads/{file} could not be downloaded:" in said
         assert f"; its SHA-256 must be {must}" in said

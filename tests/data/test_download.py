@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from dag.data import download
+from dag.data import download, file_kinds
 from dag.data.archives import extract, unpack
 from dag.data.checksums import pin, pinned
 from dag.data.download import fetch
@@ -44,6 +44,11 @@ class Answer:
     knows_range: bool = True
     content_type: str = "application/octet-stream"
     chunked: bool = False
+    encoding: str | None = None
+    announces_length: bool = True  # otherwise the end of the connection is the end of the file
+    knows_if_range: bool = True
+    drip_seconds: float = 0.0  # pause before each single byte of the last ones
+    drip_from: int | None = None
 
 
 @dataclass
@@ -68,11 +73,14 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         start, status = 0, answer.status
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if match and answer.knows_range and status == 200:
+        changed = answer.knows_if_range and self.headers.get("If-Range", answer.etag) != answer.etag
+        if match and answer.knows_range and status == 200 and not changed:
             start = int(match[1])
             status = 206 if start < len(answer.body) else 416
         self.send_response(status)
         self.send_header("Content-Type", answer.content_type)
+        if answer.encoding:
+            self.send_header("Content-Encoding", answer.encoding)
         if answer.etag:
             self.send_header("ETag", answer.etag)
         announced = len(answer.body) + answer.length_lie
@@ -88,9 +96,13 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(rest), rest) + (b"" if answer.stop_at else b"0\r\n\r\n"))
         else:
-            self.send_header("Content-Length", str(announced - start))
+            if answer.announces_length:
+                self.send_header("Content-Length", str(announced - start))
             self.end_headers()
-            self.wfile.write(rest)
+            self.wfile.write(rest[: answer.drip_from])
+            for byte in rest[answer.drip_from :] if answer.drip_from is not None else b"":
+                time.sleep(answer.drip_seconds)
+                self.wfile.write(bytes([byte]))
         if answer.stall_seconds:
             self.wfile.flush()
             time.sleep(answer.stall_seconds)
@@ -188,7 +200,9 @@ def test_server_that_ignores_range_and_cuts_is_given_up(server, path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("changed", [Answer(body=OTHER, etag='"2"'), Answer(body=OTHER[:-7])], ids=["ETag", "length"])
+@pytest.mark.parametrize(
+    "changed", [Answer(body=OTHER, etag='"2"', knows_if_range=False), Answer(body=OTHER[:-7])], ids=["ETag", "length"]
+)
 def test_file_that_changes_between_two_requests(server, path, changed):
     server.answers = [Answer(stop_at=300_000), changed, changed]
     quick(server.url(), path, sha256=hashlib.sha256(changed.body).hexdigest())
@@ -307,6 +321,158 @@ def test_without_a_checksum_nothing_is_continued(server, path):
         assert quick(server.url(), path, sha256=None) == SHA256
     assert path.read_bytes() == BODY
     assert quick(server.url(), path, sha256=None) == SHA256  # once: no warning for a file that is there
+
+
+# Files without a published checksum
+
+UNKNOWN = {"sha256": None}
+
+
+@pytest.mark.filterwarnings("ignore:.*nobody has published")
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(body=b""), "delivers a file that is empty"),
+        (Answer(body=b"\n<!DOCTYPE html><html>please log in</html>"), "delivers a file that is a web page"),
+        (Answer(body=b"<HTML>\n<body>not found</body></HTML>"), "delivers a file that is a web page"),
+        (Answer(body=gzip.compress(BODY), encoding="gzip"), "sends the file in the encoding gzip"),
+        (Answer(body=BODY[: len(BODY) // 3], announces_length=False), "does not announce the length"),
+        (Answer(stop_at=300_000, chunked=True), r"in vain"),
+        (Answer(stop_at=300_000), r"closed after 300000 of 1048576 bytes \(3 attempts in vain\)"),
+    ],
+    ids=["empty", "page", "old page", "gzip", "no length", "cut chunks", "cut"],
+)
+def test_wrong_files_are_neither_kept_nor_recorded(server, path, tmp_path, answer, reason):
+    lock = tmp_path / "lock.json"
+    server.answers = [answer]
+    with pytest.raises(OSError, match=reason):
+        download.fetch_unchanged(server.url(), path, lock, "file.bin", timeout=5, pause=0)
+    assert not path.exists() and not lock.exists()
+    server.answers = [Answer()]  # and then the right file
+    assert download.fetch_unchanged(server.url(), path, lock, "file.bin", timeout=5, pause=0) == SHA256
+    assert pinned(lock, "file.bin") == SHA256 and path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_encoded_body_of_the_published_checksum_is_refused_too(server, path, published):
+    body = gzip.compress(BODY)
+    server.answers = [Answer(body=body, encoding="gzip")]
+    with pytest.raises(OSError, match="encoding gzip"):
+        quick(server.url(), path, sha256=hashlib.sha256(body).hexdigest() if published else None)
+
+
+@pytest.mark.filterwarnings("ignore:.*nobody has published")
+@pytest.mark.parametrize("knows_if_range", [True, False])
+@pytest.mark.parametrize("etags", [('"1"', '"2"'), ('W/"1"', 'W/"1"'), (None, None), ('"1"', None)], ids=str)
+def test_pieces_of_two_files_are_never_joined(server, path, etags, knows_if_range):
+    first = Answer(etag=etags[0], stop_at=300_000)
+    server.answers = [first, Answer(OTHER, etag=etags[1], knows_if_range=knows_if_range)]
+    assert quick(server.url(), path, **UNKNOWN) == hashlib.sha256(OTHER).hexdigest()
+    assert path.read_bytes() == OTHER
+
+
+@pytest.mark.filterwarnings("ignore:.*nobody has published")
+def test_the_same_etag_is_continued(server, path):
+    server.answers = [Answer(stop_at=300_000), Answer()]
+    assert quick(server.url(), path, **UNKNOWN) == SHA256
+    assert server.ranges == [None, "bytes=299999-"]
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_no_more_than_the_size_is_written(server, path, sha256):
+    server.answers = [Answer(body=BODY * 20, announces_length=False)]
+    with pytest.raises(OSError, match="sends more than the 1000 bytes of the file"):
+        quick(server.url(), path, sha256=sha256, size=1000)
+    assert not path.exists() and (not part_of(path).exists() or part_of(path).stat().st_size <= 1000)
+
+
+def test_a_connection_that_drips_is_given_up(server, path):
+    server.answers = [Answer(drip_from=0, drip_seconds=0.01)]
+    with pytest.raises(OSError, match=r"(fewer than 1024 bytes|no data) .*\(2 attempts in vain\)"):
+        quick(server.url(), path, timeout=0.3, attempts=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*nobody has published")
+def test_the_advice_about_a_recorded_checksum_works(server, path, tmp_path):
+    lock = tmp_path / "lock.json"
+    arguments = {"timeout": 5, "pause": 0}
+    server.answers = [Answer(body=OTHER)]
+    download.fetch_unchanged(server.url(), path, lock, "file.bin", **arguments)  # the wrong one came first
+    server.answers = [Answer()]
+    advice = rf"delete the entry file.bin from {lock} and the file {path}, and run the workflow again"
+    path.unlink()
+    with pytest.raises(OSError, match=advice):
+        download.fetch_unchanged(server.url(), path, lock, "file.bin", **arguments)
+    path.write_bytes(BODY)  # by hand
+    with pytest.raises(ValueError, match=advice):
+        download.fetch_unchanged(server.url(), path, lock, "file.bin", **arguments)
+    path.unlink()
+    lock.write_text("{}")
+    assert download.fetch_unchanged(server.url(), path, lock, "file.bin", **arguments) == SHA256
+    assert pinned(lock, "file.bin") == SHA256
+
+
+# Files and the kinds that their names say
+
+
+def caffemodel() -> bytes:
+    """Fields of NetParameter: name = 1, layers = 2 and layer = 100, of the wire type 2, encoded by hand."""
+    layer = b"\x0a\x03fc6" + b"\x3a\x0a" + b"\x2a\x08" + bytes(8)
+    return b"\x0a\x03net" + b"\xa2\x06" + bytes([len(layer)]) + layer + b"\x12\x80\x01" + bytes(128)
+
+
+def zip_of(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        opened.writestr("a", content)
+    return buffer.getvalue()
+
+
+def tar_of(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        info = tarfile.TarInfo("a")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+KINDS = {
+    "a.zip": zip_of(BODY),
+    "a.tgz": tar_of(BODY),
+    "a.tar.gz": tar_of(BODY),
+    "a.caffemodel": caffemodel(),
+    "a.pth": zip_of(BODY),
+    "a.tflite": b"\x1c\0\0\0TFL3" + BODY,
+    "a.weights": bytes([0, 0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0]) + BODY,
+    "a.mat": b"MATLAB 5.0 MAT-file" + BODY,
+    "a.txt": "größer\n".encode(),
+    "a": b"anything",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds(tmp_path, name):
+    file = tmp_path / "file"
+    file.write_bytes(KINDS[name])
+    assert file_kinds.what_is_wrong(file, name) is None
+    wrong = [b"", b"<html>"] + ([] if name == "a" else [b"Error\0: no such key", b"\xff\xd8\xff" + bytes(100)])
+    for content in wrong:
+        file.write_bytes(content)
+        assert file_kinds.what_is_wrong(file, name)
+    if name in ("a.zip", "a.tgz", "a.tar.gz", "a.caffemodel"):
+        for kept in 2, len(KINDS[name]) // 2, len(KINDS[name]) - 1:
+            file.write_bytes(KINDS[name][:kept])
+            assert file_kinds.what_is_wrong(file, name)
+
+
+@pytest.mark.shared
+def test_kinds_of_real_files(shared):
+    files = sorted((shared / "weights").iterdir())
+    assert files
+    for file in files:
+        if file.is_file():
+            assert file_kinds.what_is_wrong(file, file.name) is None
 
 
 # Several mirrors
@@ -593,6 +759,62 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
     assert only(tmp_path) == ["1.tar"]
 
 
+def zip_with(archive: Path, name: str = "a", *, method: int = 0, size: int | None = None) -> Path:
+    """A zip archive whose directory and header of the member say something else."""
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("b", b"b")
+        opened.writestr(name, b"0123456789")
+        info = opened.infolist()[-1]
+        info.compress_type = method
+        if size is not None:
+            info.file_size = size
+    return archive
+
+
+def tar_of_a_petabyte(archive: Path, mode: str) -> Path:
+    info = tarfile.TarInfo("a")
+    info.size = 2**60
+    with (gzip.open if mode == "gz" else open)(archive, "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(10 * tarfile.BLOCKSIZE))
+    return archive
+
+
+STRANGE = {
+    "file, then folder": (
+        lambda path: make_tar(path, {"a": b"1", "a/b": b"2"}),
+        "the member a is both a file and a folder",
+    ),
+    "folder, then file": (lambda path: make_zip(path, {"a/b": b"2", "a": b"1"}), "a is both a file and a folder"),
+    "empty folder": (
+        lambda path: make_tar(path, {"a": b"1"}, extra=[member("a", tarfile.DIRTYPE)]),
+        "a is both a file and a folder",
+    ),
+    "long name": (lambda path: make_tar(path, {"n" * 300: b""}), "has a name that is too long"),
+    "long path": (lambda path: make_zip(path, {"/".join(["n" * 99] * 50): b""}), "has a name that is too long"),
+    "method": (lambda path: zip_with(path, method=99), "the member a is compressed by method 99"),
+    "zip of 1 PB": (lambda path: zip_with(path, size=2**50), "a claims to be larger than the archive"),
+    "tar of 1 EB": (lambda path: tar_of_a_petabyte(path, ""), "not a complete tar or zip archive"),
+    "tgz of 1 EB": (lambda path: tar_of_a_petabyte(path, "gz"), "not a complete tar or zip archive"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_archives(tmp_path, name):
+    make, reason = STRANGE[name]
+    archive = make(tmp_path / "archive")
+    with pytest.raises(ValueError, match=f"^{archive}.*{re.escape(reason)}") as error:
+        unpack(archive, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert only(tmp_path) == ["archive"]
+
+
+def test_a_file_and_a_folder_of_two_archives(tmp_path):
+    archives = [make_tar(tmp_path / "1.tar", {"a": b"a"}), make_zip(tmp_path / "2.zip", {"a/b": b"b"})]
+    with pytest.raises(ValueError, match=r"2.zip: the member a is both a file and a folder"):
+        unpack(archives, tmp_path / "out")
+    assert only(tmp_path) == ["1.tar", "2.zip"]
+
+
 # One member of an archive
 
 MEMBERS = {
@@ -719,13 +941,13 @@ def test_no_room_for_a_member(tmp_path, path, monkeypatch):
 def test_pin(tmp_path):
     lock = tmp_path / "results" / "checksums.json"
     assert pinned(lock, "a") is None
-    pin(lock, "a", "1" * 64)
-    pin(lock, "b", "2" * 64)
-    pin(lock, "a", "1" * 64)
+    pin(lock, "a", "1" * 64, "x")
+    pin(lock, "b", "2" * 64, "x")
+    pin(lock, "a", "1" * 64, "x")
     assert json.loads(lock.read_text()) == {"a": "1" * 64, "b": "2" * 64}
     assert pinned(lock, "b") == "2" * 64
     with pytest.raises(ValueError, match=f"a has SHA-256 {'3' * 64}, but .*delete the entry a from"):
-        pin(lock, "a", "3" * 64)
+        pin(lock, "a", "3" * 64, "x")
     lock.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         pinned(lock, "a")
@@ -735,5 +957,5 @@ def test_jobs_pin_at_the_same_time(tmp_path):
     lock = tmp_path / "checksums.json"
     names = [str(i) for i in range(20)]
     with get_context("fork").Pool(4) as pool:
-        pool.starmap(pin, [(lock, name, name * 8) for name in names])
+        pool.starmap(pin, [(lock, name, name * 8, "x") for name in names])
     assert json.loads(lock.read_text()) == {name: name * 8 for name in names}
