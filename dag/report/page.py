@@ -20,6 +20,7 @@ from PIL import Image
 from dag.attack.rules import STATUSES
 from dag.report import claims
 from dag.report.figures.style import DROP, ink
+from dag.report.glossary import glossary
 from dag.report.wording import images_of, listed, pixel_words
 
 # A name in the configuration says whether a table or figure is one of the paper's.
@@ -101,8 +102,7 @@ def page(
         }
         shown[_section(name, product)].append(product)
     present = [section for section in _SECTIONS if shown[section] or section not in _OF_PRODUCTS]
-    return _render(
-        template,
+    context = dict(
         experiment=experiment,
         style=style.read_text(encoding="utf-8"),
         sections=[
@@ -119,6 +119,8 @@ def page(
         statuses=_statuses(folder / "tables" / "statuses.csv"),
         perceptibility=_perceptibility(folder / "tables" / "perceptibility.csv"),
     )
+    # The glossary holds the terms that the rest of the page uses.
+    return _render(template, **context, glossary=glossary(_render(template, **context, glossary=[])))
 
 
 def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) -> list[dict]:

@@ -545,3 +545,29 @@ def test_a_table_without_intervals_shows_standard_errors(results, tmp_path):
     shutil.copytree(results, tmp_path, dirs_exist_ok=True)
     frame.to_csv(tmp_path / "tables/table2.csv", index=False)
     assert numbers(Reader(written(tmp_path)), "table2", "drop")["FR-ZF"][0] == "72.0 ± 0.8↓"
+
+
+def test_the_glossary_holds_what_the_page_uses(reader):
+    (glossary,) = reader.all("details", "glossary")
+    terms = {squeezed(term) for term in reader.all("dt", within=glossary)}
+    assert {"victim", "white box", "mAP", "mIoU", "8-bit", "permuted", "p"} <= terms
+    # no label of this experiment ends in these, and no Gaussian noise was added
+    assert not {"*", "-07", "-0712", "Gaussian noise", "NMS"} & terms
+
+
+def test_the_diagram_is_legible_on_a_small_screen(reader):
+    """On 400 px, of which the margins take 30, every text of the narrow diagram is at least 12 px high."""
+    (narrow,) = [element for element in reader.all("svg") if element["attributes"]["class"] == "narrow"]
+    width = float(narrow["attributes"]["viewbox"].split()[2])
+    sizes = [float(text["attributes"].get("font-size", 16)) for text in reader.all("text", within=narrow)]
+    assert len(sizes) >= 13 and min(sizes) * 370 / width >= 12
+    assert not re.search(r"\.diagram[^}]*min-width", STYLE.read_text())
+    small = re.search(r"@media \(max-width: 40rem\) \{(.*?)\n\}", STYLE.read_text(), re.DOTALL)[1]
+    assert ".diagram .wide { display: none; }" in small and ".diagram .narrow { display: block; }" in small
+
+
+@pytest.mark.parametrize("name", ["examples.rst", "shapes.rst", "figure3.rst", "index.html.j2"])
+def test_texts_draw_no_conclusion_that_nobody_computed(name):
+    text = " ".join((ROOT / "report" / name).read_text().split())
+    for conclusion in ("looks like", "nobody sees", "shows us", "the less", "needs a much stronger"):
+        assert conclusion not in text
