@@ -87,14 +87,14 @@ def _reason(path: Path, error: Exception) -> str:
             with zipfile.ZipFile(path) as archive:
                 names = [name.rpartition("/")[2] for name in archive.namelist()]
         except Exception:  # zipfile raises several kinds for a damaged directory
-            return "it is truncated or damaged; download or train it again"
+            return "it is truncated or damaged; delete it and download or train it again"
         if "constants.pkl" in names:
             return "it is a TorchScript program; save network.state_dict() with torch.save instead"
         if "data.pkl" not in names:
             return "it was not written by torch.save"
         unreadable = isinstance(error, pickle.UnpicklingError)
-        return objects if unreadable else "it is damaged; download or train it again"
+        return objects if unreadable else "it is damaged; delete it and download or train it again"
     if start[:1] == b"\x80":  # a pickle, as torch.save wrote it before version 1.6
         unreadable = isinstance(error, pickle.UnpicklingError)
-        return objects if unreadable else "it is truncated or damaged; download or train it again"
-    return "it was not written by torch.save" if start else "the file is empty; download or train it again"
+        return objects if unreadable else "it is truncated or damaged; delete it and download or train it again"
+    return "it was not written by torch.save" if start else "it is empty; delete it and download or train it again"

@@ -33,8 +33,9 @@ def test_every_flipped_bit_is_refused_with_what_to_do(tmp_path):
         assert "\n" not in str(error.value)
     start = content.index(WEIGHTS["first.weight"].numpy().tobytes())
     path.write_bytes(flip(content, 8 * start))
-    with pytest.raises(ValueError, match="^it is damaged; download or train it again$"):
+    with pytest.raises(ValueError, match="^it is damaged; delete it and download or train it again$"):
         state_files.read(path)
+    path.unlink()
     save(WEIGHTS, path)  # trained again
     assert same(state_files.read(path))
 
