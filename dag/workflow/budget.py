@@ -2,8 +2,8 @@
 
 A network of networks.yaml may have a `cost`: `mem_mb` of a job that runs it, `forward` and `iteration` of
 the attack in GFLOP per image, and the mean number of `iterations`.  Its jobs ask for one GPU,
-which is taken to sustain `gpu_tflops` of the configuration.  Networks without a `cost` are small; nobody
-has to plan for them.
+which is taken to sustain the rates of the card that `gpu` of the configuration names, one for attacks and trainings
+and one for evaluation.  Networks without a `cost` are small; nobody has to plan for them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ SLACK, START_UP_MINUTES = 4, 20
 PERTURBATION_MB, PREDICTION_MB = 1.8, 0.007
 # What one more network that waits for its turn takes: the weights of VGG16 with its fully connected layers are 540 MB.
 WEIGHTS_MB = 600
+
+
+def rate(config: dict, work: str) -> float:
+    """GFLOP per second that the card sustains in an "attack" (or training) or in "evaluation"."""
+    return 1000 * config["gpus"][config["gpu"]][work]
 
 
 def gpus(config: dict, networks: list[str]) -> int:
@@ -37,7 +42,7 @@ def attack_seconds(config: dict, source: str, images: int) -> float:
     if cost is None:
         return 0.0
     iterations = min(cost["iterations"], plan.attack(config, source)["iterations"])
-    return images * iterations * cost["iteration"] / (1000 * config["gpu_tflops"])
+    return images * iterations * cost["iteration"] / rate(config, "attack")
 
 
 def shape_seconds(config: dict, entry: dict) -> float:
@@ -47,7 +52,7 @@ def shape_seconds(config: dict, entry: dict) -> float:
         return 0.0
     images = entry["images"] if isinstance(entry["images"], int) else len(entry["images"])
     examples = (images + ("noise" in entry)) * len(entry["shapes"])
-    return examples * entry["attack"]["iterations"] * cost["iteration"] / (1000 * config["gpu_tflops"])
+    return examples * entry["attack"]["iterations"] * cost["iteration"] / rate(config, "attack")
 
 
 def predict_seconds(config: dict, entry: dict, image_set: str, images: int) -> float:
@@ -57,7 +62,7 @@ def predict_seconds(config: dict, entry: dict, image_set: str, images: int) -> f
         config["networks"][victim].get("cost", {"forward": 0})["forward"] * (1 + rendered * (len(names) - 1))
         for victim, names in plan.cells(entry, image_set, config["permutations"]).items()
     )
-    return images * gflop / (1000 * config["gpu_tflops"])
+    return images * gflop / rate(config, "evaluation")
 
 
 def training_seconds(config: dict, names: list[str]) -> dict[str, float]:
@@ -73,7 +78,7 @@ def training_seconds(config: dict, names: list[str]) -> dict[str, float]:
         images = recipe["iterations"] * recipe["passes"] * recipe.get("batch", 1)
         # forward, and backward to the inputs and to the weights of every layer
         gflop = 3 * config["networks"][name].get("cost", {"forward": 0})["forward"]
-        found[name] = images * gflop / (1000 * config["gpu_tflops"])
+        found[name] = images * gflop / rate(config, "attack")
         if isinstance(training["initial"], dict):
             pending.append(training["initial"]["network"])
     return found
@@ -100,10 +105,13 @@ def summary(config: dict) -> str:
             names = plan.cells(entry, image_set, config["permutations"]).values()
             shown += sum(map(len, names)) * sizes[image_set] * len(entry.get("pixels", config["pixels"]))
     training = training_seconds(config, plan.networks(config))
-    trained = f"{len(training)} trainings, about {sum(training.values()) / 3600:.1f} GPU hours; " if training else ""
+    trained = f"Training: {len(training)} networks, {sum(training.values()) / 3600:.1f} GPU hours. " if training else ""
+    card = config["gpus"][config["gpu"]]
+    known = f"measured {card['measured']}" if card["measured"] != "never" else "never measured"
     return (
-        f"{config['experiment']}: {trained}{len(sources)} attacks on {attacked} images, "
-        f"about {attack / 3600:.1f} GPU hours; {shown} predictions, about {predict / 3600:.1f} GPU hours "
-        f"(at {config['gpu_tflops']} TFLOP/s). Disk: perturbations {attacked * PERTURBATION_MB / 1000:.1f} GB, "
+        f"{config['experiment']}: {trained}Attack: {len(sources)} source{'s'[: len(sources) != 1]} on {attacked} images, "
+        f"{attack / 3600:.1f} GPU hours. Evaluation: {shown} predictions, {predict / 3600:.1f} GPU hours. "
+        f"Estimated for the card {config['gpu']!r}, {card['attack']} and {card['evaluation']} TFLOP/s, {known}: "
+        f"measure yours by `make gpu-check`. Disk: perturbations {attacked * PERTURBATION_MB / 1000:.1f} GB, "
         f"predictions {shown * PREDICTION_MB / 1000:.1f} GB."
     )

@@ -12,7 +12,8 @@ def config() -> dict:
     table = {"layout": "transfer", "image_set": "ten", "perturbations": ["none", "big", "big.permuted"]}
     return {
         "experiment": "try",
-        "gpu_tflops": 10,
+        "gpu": "card",
+        "gpus": {"card": {"attack": 10, "evaluation": 20, "measured": "never"}},
         "permutations": 3,
         "pixels": ["float", "8-bit"],
         "networks": {"big": {"task": "detection", "cost": COST}, "small": {"task": "detection"}},
@@ -33,10 +34,10 @@ def test_an_attack_costs_its_mean_iterations_but_never_more_than_its_limit(confi
 
 
 def test_predictions_cost_a_pass_per_victim_perturbation_and_rendering(config):
-    # clean once; one perturbation and its three draws, as floats and as 8 bits: 9 passes of 100 GFLOP
-    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.9)
+    # clean once; one perturbation and its three draws, as floats and as 8 bits: 9 passes of 100 GFLOP at 20 TFLOP/s
+    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.45)
     config["tables"]["t"]["pixels"] = ["float"]
-    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.5)
+    assert budget.predict_seconds(config, config["tables"]["t"], "ten", 10) == pytest.approx(0.25)
 
 
 def test_shaped_examples_cost_all_their_iterations(config):
@@ -82,9 +83,12 @@ def test_training_counts_every_stage_once(config):
 def test_summary_adds_everything_up(config):
     # one attack on 10 images; predictions: 2 victims x (clean, big, three draws) x 2 renderings x 10 images
     text = budget.summary(config)
-    assert text.startswith("try: 1 attacks on 10 images, about 0.0 GPU hours; 200 predictions, about 0.0 GPU hours")
+    assert text.startswith(
+        "try: Attack: 1 source on 10 images, 0.0 GPU hours. Evaluation: 200 predictions, 0.0 GPU hours. "
+        "Estimated for the card 'card', 10 and 20 TFLOP/s, never measured: measure yours by `make gpu-check`."
+    )
     config["image_sets"]["ten"]["size"] = 3_000_000
     text = budget.summary(config)
-    assert "1 attacks on 3000000 images, about 1000.0 GPU hours" in text  # 1.2 s an image
-    assert "60000000 predictions, about 75.0 GPU hours" in text
+    assert "1 source on 3000000 images, 1000.0 GPU hours" in text  # 1.2 s an image
+    assert "60000000 predictions, 37.5 GPU hours" in text
     assert "perturbations 5400.0 GB, predictions 420.0 GB" in text

@@ -120,7 +120,7 @@ def test_gpu_hours_are_of_the_order_that_the_design_expects():
     sources = [pair for pair in plan.all_source_sets(config) if "@" not in pair[0]]
     sizes = {name: entry["size"] for name, entry in config["image_sets"].items()}
     seconds = sum(budget.attack_seconds(config, source, sizes[image_set]) for source, image_set in sources)
-    assert 0.7 < seconds * config["gpu_tflops"] / 488e3 < 1.5
+    assert 0.7 < seconds * config["gpus"][config["gpu"]]["attack"] / 488e3 < 1.5
 
 
 # The whole experiment.

@@ -536,7 +536,7 @@ def test_another_experiment_needs_a_name(layer):
     "layer",
     [
         {},
-        {"seed": 2017, "voc": "/data", "weights": "/w", "given_up": ["mini-test/0000"], "gpu_tflops": 60},
+        {"seed": 2017, "voc": "/data", "weights": "/w", "given_up": ["mini-test/0000"], "gpu": "assumed"},
         {"targets": ["table1"], "pixels": ["float"], "shard_size": 5, "title": "x"},
         rows("none"),
         figure(kind="convergence", sources=["mini-fcn-vgg"]),
