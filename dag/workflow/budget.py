@@ -106,10 +106,11 @@ def summary(config: dict) -> str:
             shown += sum(map(len, names)) * sizes[image_set] * len(entry.get("pixels", config["pixels"]))
     training = training_seconds(config, plan.networks(config))
     trained = f"Training: {len(training)} networks, {sum(training.values()) / 3600:.1f} GPU hours. " if training else ""
+    many = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
     card = config["gpus"][config["gpu"]]
     known = f"measured {card['measured']}" if card["measured"] != "never" else "never measured"
     return (
-        f"{config['experiment']}: {trained}Attack: {len(sources)} source{'s'[: len(sources) != 1]} on {attacked} images, "
+        f"{config['experiment']}: {trained}Attack: {many} on {attacked} images, "
         f"{attack / 3600:.1f} GPU hours. Evaluation: {shown} predictions, {predict / 3600:.1f} GPU hours. "
         f"Estimated for the card {config['gpu']!r}, {card['attack']} and {card['evaluation']} TFLOP/s, {known}: "
         f"measure yours by `make gpu-check`. Disk: perturbations {attacked * PERTURBATION_MB / 1000:.1f} GB, "
