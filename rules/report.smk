@@ -69,7 +69,7 @@ rule tabulate_statuses:
 rule tabulate_perceptibility:
     """Perceptibility of every perturbation that a transfer table of `all` shows."""
     input:
-        scores=jobs.transfer_scores(config),
+        scores=jobs.table_scores(config, "transfer"),
     output:
         csv="results/{experiment}/tables/perceptibility.csv",
         markdown=report(
@@ -83,7 +83,7 @@ rule tabulate_perceptibility:
     conda:
         "../environment.yml"
     params:
-        tables=jobs.transfer_tables(config),
+        tables=jobs.tables(config, "transfer"),
         networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_perceptibility.py"),
@@ -92,9 +92,9 @@ rule tabulate_perceptibility:
 
 
 rule tabulate_claims:
-    """What of the paper's claims holds, from the transfer tables and the sources of `all`."""
+    """What of the paper's claims holds, from the tables and the sources of `all`."""
     input:
-        scores=jobs.transfer_scores(config),
+        scores=jobs.table_scores(config, "transfer", "white-box"),
         shards=paths.source_shards(config, plan.all_source_sets(config)),
     output:
         csv="results/{experiment}/tables/claims.csv",
@@ -109,9 +109,10 @@ rule tabulate_claims:
     conda:
         "../environment.yml"
     params:
-        tables=jobs.transfer_tables(config),
+        tables=jobs.tables(config, "transfer", "white-box"),
         networks=plan.printed_networks(config),
         families=plan.families(config),
+        architectures=plan.architectures(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_claims.py"),
     script:

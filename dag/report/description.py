@@ -230,6 +230,7 @@ def _network(config: dict, name: str) -> dict:
         "label": plan.printed(config, name),
         "task": entry["task"],
         "family": plan.families(config)[name],
+        "architecture": plan.architectures(config)[name],
         "part": " and ".join(parts),
         "weights": _weights(config, entry),
         "substitute": entry.get("substitute", ""),
@@ -301,6 +302,11 @@ def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
     if substitutes:
         sentences.append(
             f"That substitutes behave as the networks that they stand for: {', '.join(substitutes)}, see the networks."
+        )
+    if any(plan.attack(config, source).get("objective", "dag") == "dag" for source, _ in plan.all_source_sets(config)):
+        sentences.append(
+            "What other adversarial labels would give: each image has one draw of them, and the standard errors come from "
+            "the images alone."
         )
     lost = [name for name in image_sets(config) if plan.given_up(config, name)]
     if lost:

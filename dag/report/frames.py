@@ -287,7 +287,8 @@ def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = Non
         One row per source: source, label, task, images, missing; the number of images of every status;
         no_step, the images among the converged ones on which no target was recognised to begin
         with (r = 0); then over the images that have targets iterations_mean, iterations_max,
-        targets_mean, perceptibility_mean, linf_max; with `paper` also iterations_paper.
+        targets_mean, perceptibility_mean with its standard error perceptibility_se, linf_max; with `paper` also
+        iterations_paper.
 
     Raises
     ------
@@ -319,6 +320,7 @@ def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = Non
                 "iterations_max": attacked.iterations.max(),
                 "targets_mean": attacked.targets.mean(),
                 "perceptibility_mean": attacked.perceptibility.mean(),
+                "perceptibility_se": attacked.perceptibility.sem(),
                 "linf_max": attacked.largest.max(),
             }
         )

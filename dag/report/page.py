@@ -125,7 +125,7 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
     frames : sequence of DataFrame
         Of `dag.report.frames.transfer` or `dag.report.frames.white_box`; a cell may occur in several.
     networks : mapping
-        Task, family and label of every network.
+        Task, family, architecture and label of every network.
 
     Returns
     -------
@@ -165,9 +165,11 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
         found.append(_finding(f"{single['drop'].median():z.1f}", text, detail))
         family = [networks[name]["family"] == networks[victim]["family"] for name, victim in _pairs(single)]
         task = [networks[name]["task"] == networks[victim]["task"] for name, victim in _pairs(single)]
-        single = single.assign(family=family, same_task=task)
+        alike = [networks[name]["architecture"] == networks[victim]["architecture"] for name, victim in _pairs(single)]
+        single = single.assign(family=family, same_task=task, alike=alike)
         kinds = {
             "within an architecture": single[single.family],
+            "within an architecture, to a network from an independent start": single[single.alike & ~single.family],
             "to another architecture": single[~single.family],
             "to the other task": single[~single.same_task],
         }

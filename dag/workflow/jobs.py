@@ -194,18 +194,18 @@ def made(config: dict) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def transfer_tables(config: dict) -> dict[str, dict]:
-    """The transfer tables of `all` by name, with their pixels."""
+def tables(config: dict, *layouts: str) -> dict[str, dict]:
+    """The tables of `all` with one of the layouts by name, with their pixels."""
     return {
         name: entry | {"pixels": plan.pixels(config, entry)}
         for name, entry in plan.products(config).items()
-        if entry.get("layout") == "transfer"
+        if entry.get("layout") in layouts
     }
 
 
-def transfer_scores(config: dict) -> list[str]:
+def table_scores(config: dict, *layouts: str) -> list[str]:
     """Scores of these tables."""
-    return [f"{paths.results(config)}/scores/{name}.json" for name in transfer_tables(config)]
+    return [f"{paths.results(config)}/scores/{name}.json" for name in tables(config, *layouts)]
 
 
 def attack_minutes(config: dict, source: str) -> int:

@@ -6,6 +6,7 @@ Pure functions; nothing here reads an image, a weight or a result.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -214,6 +215,14 @@ def printed_networks(config: dict, names: Iterable[str] | None = None) -> dict[s
 def families(config: dict) -> dict[str, str]:
     """What counts as the architecture of every network; one without `family` is its own."""
     return {name: entry.get("family", name) for name, entry in config["networks"].items()}
+
+
+def architectures(config: dict) -> dict[str, str]:
+    """What every network is, whatever its weights: its function and its arguments."""
+    return {
+        name: f"{entry['architecture']} {json.dumps(entry.get('arguments', {}), sort_keys=True)}"
+        for name, entry in config["networks"].items()
+    }
 
 
 def mentioned(entry: dict) -> list[str]:

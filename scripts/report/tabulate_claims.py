@@ -15,10 +15,12 @@ params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
 cells = [
     frames.transfer(read_json(path), entry["perturbations"], labels, params.symbols, pixels)
+    if entry["layout"] == "transfer"
+    else frames.white_box(read_json(path), entry["sources"], pixels)
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
     for pixels in entry["pixels"]
 ]
 statuses = frames.statuses(records(snakemake.input.shards, params.networks))
-frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families)
+frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families, params.architectures)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, claims.to_markdown(frame))

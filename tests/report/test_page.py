@@ -21,10 +21,10 @@ HOSTILE = """<script>alert("1")</script> & 'quotes' {{ 7 * 7 }}"""
 VOID = {"meta", "img", "input", "br", "link", "hr", "path", "rect"}
 
 NETWORKS = {
-    "zf": {"label": "FR-ZF", "task": "detection", "family": "zf"},
-    "zf-b": {"label": "FR-ZF-B", "task": "detection", "family": "zf"},
-    "rn": {"label": "R-FCN†", "task": "detection", "family": "rn"},
-    "fcn": {"label": "FCN", "task": "segmentation", "family": "vgg"},
+    "zf": {"label": "FR-ZF", "task": "detection", "family": "zf", "architecture": "zf"},
+    "zf-b": {"label": "FR-ZF-B", "task": "detection", "family": "zf", "architecture": "zf"},
+    "rn": {"label": "R-FCN†", "task": "detection", "family": "rn", "architecture": "rn"},
+    "fcn": {"label": "FCN", "task": "segmentation", "family": "vgg", "architecture": "vgg"},
 }
 EXPERIMENT = {
     "name": "trial",
@@ -571,3 +571,12 @@ def test_texts_draw_no_conclusion_that_nobody_computed(name):
     text = " ".join((ROOT / "report" / name).read_text().split())
     for conclusion in ("looks like", "nobody sees", "shows us", "the less", "needs a much stronger"):
         assert conclusion not in text
+
+
+def test_an_independent_start_has_a_card_of_its_own():
+    networks = NETWORKS | {"zf-b": NETWORKS["zf-b"] | {"family": "zf-b"}}
+    found = {finding["text"]: finding["value"] for finding in findings([transfer()], networks)}
+    start = "points: the strongest transfer within an architecture"
+    assert {text: value for text, value in found.items() if text.startswith(start)} == {
+        f"{start}, to a network from an independent start, FR-ZF → FR-ZF-B": "60.0"
+    }
