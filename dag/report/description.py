@@ -305,8 +305,8 @@ def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
         )
     if any(plan.attack(config, source).get("objective", "dag") == "dag" for source, _ in plan.all_source_sets(config)):
         sentences.append(
-            "What other adversarial labels would give: each image has one draw of them, and the standard errors come from "
-            "the images alone."
+            "What other adversarial labels would give: each image has one draw of them, and the standard errors come "
+            "from the images alone."
         )
     lost = [name for name in image_sets(config) if plan.given_up(config, name)]
     if lost:
