@@ -257,6 +257,8 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
     problems = [run.problem for run in running]
     x = torch.stack([run.problem.image + run.r for run in running]).requires_grad_()
     outputs = scores(x, problems)
+    # Apple's GPUs have no float64; counts of pixels are exact in float32 too.
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
     going, pushes, measured, values, counts = [], [], [], [], []
     for run, f in zip(running, outputs, strict=True):
         _check(f, run.problem)
@@ -267,7 +269,7 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
         going.append(goes)
         pushes.append(_Along.apply(f, weights, goes))
         lowest, highest = torch.aminmax(scored)  # 16 times as fast as to ask of every score whether it is finite
-        measured.append(torch.stack([count.double(), lowest.double(), highest.double()]))
+        measured.append(torch.stack([number.to(exact) for number in (count, lowest, highest)]))
         values.append(value)
         counts.append(count)
     going = torch.stack(going)
@@ -287,7 +289,7 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
             running, going, gradients, largest, values, counts, strict=True
         )
     ]
-    report = _Report(running, torch.cat([torch.stack(measured), largest.double()[:, None]], 1))
+    report = _Report(running, torch.cat([torch.stack(measured), largest.to(exact)[:, None]], 1))
     for run, goes, (r, momentum, best, fewest) in zip(running, going, states, strict=True):
         run.going, run.passes = goes, run.passes + 1
         run.r, run.momentum, run.best, run.fewest = r, momentum, best, fewest

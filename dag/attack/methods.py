@@ -74,7 +74,7 @@ def project(r: Tensor, image: Tensor, method: Method) -> Tensor:
         return r
     if method.budget == "linf":
         return torch.clamp(r, (-image).clamp(min=-method.eps), (255 - image).clamp(max=method.eps))
-    norm = r.double().norm()
+    norm = (r if r.device.type == "mps" else r.double()).norm()  # Apple's GPUs have no float64
     # a little below eps, since the product is rounded to float32; truncation only shortens r
     r = torch.where(norm > method.eps, r * (method.eps / norm * (1 - 2**-20)).to(r), r)
     return torch.clamp(r, -image, 255 - image)

@@ -66,7 +66,7 @@ def _check(r: Tensor, problem: Problem, method: Method, name: str) -> None:
     if not torch.isfinite(r).all():
         raise AttackError(f"{problem.name}: {name} returned values that are not finite")
     if method.budget is not None:
-        size = r.abs().max() if method.budget == "linf" else r.double().norm()
+        size = r.abs().max() if method.budget == "linf" else r.cpu().double().norm()
         if size > method.eps * (1 + 1e-6):
             raise AttackError(
                 f"{problem.name}: {name} returned a perturbation of {method.budget} norm {size:.4g}, above the budget "

@@ -29,7 +29,7 @@ from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
 # The batch, images that share a pass: on a GPU it fills the device, on a CPU it gains nothing.
-BATCH = {"cpu": 1, "cuda": 8}
+BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
 
 
 def pixel_scores(network: Segmenter) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
@@ -218,8 +218,8 @@ def perturb(
     method = method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
     shares = None
     if pixels is not None:
-        counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64, device=device)
-        shares = torch.where(counts > 0, 1 / counts, 0)
+        counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64)
+        shares = torch.where(counts > 0, 1 / counts, 0).float().to(device)
     # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
     overlapped = torch.device(device).type == "cuda"
     ids = [image_id for _, image_id in images]

@@ -28,6 +28,8 @@ def start(log: str, threads: int = 1) -> None:
     scancel), becomes a KeyboardInterrupt: files are closed, and the log says where the job was.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # on Apple's GPUs what they cannot do is computed on the CPU, with one line in the log per operator
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -121,7 +123,7 @@ def identity(
 
 @cache
 def device() -> str:
-    """The GPU of this job alone, "cuda:N", until the process ends; "cpu" where there is none.
+    """The GPU of this job alone, "cuda:N", until the process ends; "mps" on Apple's; "cpu" where there is none.
 
     CUDA shows the process what CUDA_VISIBLE_DEVICES allows, and N counts those.  Of them a job takes one
     that no other job of this user on this machine holds, and waits for one if need be.  A Slurm job that is
@@ -130,7 +132,7 @@ def device() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     count = torch.cuda.device_count()
     if count == 1 and "SLURM_JOB_ID" in os.environ:
         number = 0

@@ -31,6 +31,7 @@ cuda = SimpleNamespace(
     get_device_properties=lambda number: SimpleNamespace(uuid=GPUS[number]),
     set_device=lambda number: print("current", number),
 )
+backends = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: "APPLE" in os.environ))
 """
 HOLD = "from dag.workflow import startup; print(startup.device(), startup.device(), flush=True); input()"
 
@@ -118,6 +119,10 @@ def test_what_slurm_gives_a_job_is_taken(jobs):
 
 def test_without_gpus_the_device_is_the_cpu(jobs):
     assert [device(jobs.start(CUDA_VISIBLE_DEVICES="")) for _ in range(2)] == ["cpu", "cpu"]
+
+
+def test_apples_gpu_is_taken_where_there_is_no_other(jobs):
+    assert device(jobs.start(CUDA_VISIBLE_DEVICES="", APPLE="")) == "mps"
     assert not list(jobs.folder.rglob("*.lock"))
 
 

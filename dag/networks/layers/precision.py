@@ -18,7 +18,7 @@ def arithmetic(precision: str, device: str) -> Iterator[None]:
     ----------
     precision : str
     device : str
-        "cpu" or "cuda".
+        "cpu", "cuda" or "mps".
     """
     settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [setting.fp32_precision for setting in settings]
