@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import re
 import shutil
 import signal
@@ -46,6 +47,20 @@ def _no_browser() -> str | None:
 
 # Marker -> why its tests cannot run here, or None.
 LACKING = {"browser": _no_browser, "shared": _no_shared, "gpu": _no_gpu, "slurm": _no_slurm}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="modules, and the tests of each, in random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle within modules, too: their fixtures (whole runs of the workflow) are made once."""
+    if (seed := config.getoption("shuffle")) is None:
+        return
+    order = random.Random(seed)
+    place = {item.nodeid: order.random() for item in items}
+    module = {path: order.random() for path in sorted({str(item.path) for item in items})}
+    items.sort(key=lambda item: (module[str(item.path)], place[item.nodeid]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -260,8 +260,12 @@ def test_nobody_answers(path):
 
 
 def test_pauses_double(server, path, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    pauses, mine, sleep = [], threading.get_ident(), time.sleep
+
+    def paused(seconds):  # `time` is everybody's: threads of other tests sleep, too
+        pauses.append(seconds) if threading.get_ident() == mine else sleep(seconds)
+
+    monkeypatch.setattr(download.time, "sleep", paused)
     server.answers = [Answer(status=503)]
     with pytest.raises(OSError, match="503"):
         quick(server.url(), path, attempts=4, pause=20)

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from overlays import merge
 
-from dag.workflow import digests, layers, plan, store
+from dag.workflow import digests, encoding, layers, plan, store
 
 ROOT = Path(__file__).parents[2]
 SUM = "mini-fcn-alex+mini-fr-zf-07"
@@ -574,7 +574,7 @@ def flipped(path: Path) -> None:
     import h5py
 
     with h5py.File(path) as file:
-        first, _ = store._place(file["001001"])
+        first, _ = encoding.place(file["001001"])
     content = bytearray(path.read_bytes())
     content[first] ^= 8
     path.write_bytes(content)
