@@ -66,6 +66,7 @@ rule score:
     params:
         networks=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
         image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
+        worst=lambda wildcards: plan.worst(config, product(wildcards.product)),
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("scripts/evaluate/score.py"),

@@ -37,6 +37,7 @@ rule tabulate:
         notes=lambda wildcards: description.substitutes(config, product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
+        series=lambda wildcards: plan.series(config, product(wildcards.product)),
         code=code("scripts/report/tabulate.py"),
     script:
         "../scripts/report/tabulate.py"
@@ -149,7 +150,7 @@ rule plot_density:
 
 
 rule plot_transfer:
-    """Figures beyond the paper that follow from scores: matrix, strength, files, classes, intervals."""
+    """Figures beyond the paper that follow from scores: matrix, strength, files, classes, intervals, budget."""
     input:
         scores="results/{experiment}/scores/{product}.json",
     output:
@@ -164,13 +165,14 @@ rule plot_transfer:
     log:
         "logs/plot_transfer/{experiment}/{product}.txt",
     wildcard_constraints:
-        product=one_of(plan.of_kind(config, "matrix", "strength", "files", "classes", "intervals")),
+        product=one_of(plan.of_kind(config, "matrix", "strength", "files", "classes", "intervals", "budget")),
     conda:
         "../environment.yml"
     params:
         entry=lambda wildcards: product(wildcards.product),
         pairs=lambda wildcards: plan.shown_pairs(product(wildcards.product)),
         bases=lambda wildcards: plan.bases(product(wildcards.product)),
+        series=lambda wildcards: plan.series(config, product(wildcards.product)),
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         networks=plan.printed_networks(config),
         families=plan.families(config),

@@ -57,6 +57,9 @@ def _derive(shards, path, ids, header, function) -> None:
         for image_id in ids:
             if image_id in derived.done:
                 continue
-            r = function(image_id, [store.get(file, image_id)[0] for file in files])
+            arrays, known = zip(*(store.get(file, image_id, ("passes",)) for file in files), strict=True)
+            r = function(image_id, list(arrays))
             attributes = {"perceptibility": perceptibility(r), "largest": largest(r)}
+            if all("passes" in one for one in known):
+                attributes["passes"] = sum(one["passes"] for one in known)
             derived.put(image_id, r, attributes)

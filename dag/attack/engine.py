@@ -38,11 +38,15 @@ class Attack:
     active : list of int
         |T_m| at every forward pass; the last entry belongs to the returned r, or, where the best iterate is kept, the
         smallest.
+    passes : int, optional
+        Forward passes of the network that this image took part in; all but the last of a run went back, too.  None
+        where they are not counted.
     """
 
     perturbation: Tensor
     status: str
     active: list[int]
+    passes: int | None = None
 
     @property
     def iterations(self) -> int:
@@ -70,6 +74,8 @@ class Problem:
         An attack to go on with; its last |T_m| is counted again.
     first : Tensor (3, H, W), optional
         r to begin with; default: zero.
+    spent : int
+        Passes that were made before.
     """
 
     image: Tensor
@@ -80,6 +86,7 @@ class Problem:
     name: str = "the image"
     start: Attack | None = None
     first: Tensor | None = None
+    spent: int = 0
 
 
 def dense_adversaries(
@@ -166,7 +173,7 @@ def dense_adversaries(
             if (problem.labels >= 0).any():
                 running.append(run)
             else:  # without targets: the perturbation stays as it began
-                yield problem, Attack(torch.zeros_like(problem.image)[None], NO_TARGETS, [])
+                yield problem, Attack(torch.zeros_like(problem.image)[None], NO_TARGETS, [], problem.spent)
         if not running:
             return
         todo, latest = running, []
@@ -180,7 +187,9 @@ def dense_adversaries(
         due, reports = (reports, latest) if late else (latest, [])
         for report in due:
             for run in report.read(iterations):
-                yield run.problem, Attack((run.r if run.best is None else run.best)[None], run.status, run.active)
+                passes = run.problem.spent + len(run.active) * method.scales
+                r = run.r if run.best is None else run.best
+                yield run.problem, Attack(r[None], run.status, run.active, passes)
         running = [run for run in running if run.status is None]
 
 

@@ -119,7 +119,9 @@ def attacks(
         while together := list(islice(problems := iter(problems), batch)):
             found = [dict(attacks(network, together, each, batch, device, shares)) for each in settings["worst_of"]]
             for problem in together:
-                yield problem, min((one[problem] for one in found), key=lambda attack: min(attack.active, default=0))
+                tried = [one[problem] for one in found]
+                worst = min(tried, key=lambda attack: min(attack.active, default=0))
+                yield problem, replace(worst, passes=_sum([attack.passes for attack in tried]))
         return
     detector = network.task == "detection"
     method, scores = method_of(settings), proposal_scores(network) if detector else pixel_scores(network)
@@ -142,7 +144,7 @@ def attacks(
     precision = settings.get("precision", "fp32")
     if precision != "fp32":
         rough = run(problems, arithmetic=partial(arithmetic, precision, device))
-        problems = (replace(problem, start=attack) for problem, attack in rough)
+        problems = (replace(problem, start=attack, spent=1) for problem, attack in rough)
     exact = partial(arithmetic, "fp32", device)
     if "stages" not in settings:
         yield from run(problems, arithmetic=exact)
@@ -168,7 +170,12 @@ def _from_there(problems: Iterable, method: Method, begun: dict[str, Problem]) -
             yield item
         else:
             problem, attack = item
-            yield replace(problem, first=project(attack.perturbation[0], problem.image, method))
+            first = project(attack.perturbation[0], problem.image, method)
+            yield replace(problem, first=first, spent=attack.passes)
+
+
+def _sum(passes: list[int | None]) -> int | None:
+    return None if None in passes else sum(passes)
 
 
 def perturb(
@@ -276,6 +283,7 @@ def perturb(
                     "available": targets.available,
                     "start": attack.active[0] if attack.status != NO_TARGETS else 0,
                     "active": attack.active,
+                    **({} if attack.passes is None else {"passes": attack.passes}),
                     "perceptibility": perceptibility(r),
                     "largest": largest(r),
                 }

@@ -18,6 +18,7 @@ import numpy as np
 
 _CLASSES = 21  # with background
 _VOID = 255
+SURE = 0.5  # detections with a lower score are not drawn, and find nothing where objects are counted
 _CHUNK = 2**22  # weights gathered at a time: 32 MiB
 
 
@@ -96,8 +97,9 @@ def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = Non
     Returns
     -------
     dict
-        `score` (B,): mIoU; `companion` (B,): mIoU of the foreground classes; `per_class` (B, C).
-        All in percent.
+        `score` (B,): mIoU; `companion` (B,): mIoU of the foreground classes; `per_class` (B, C); `image mIoU` (B,):
+        mean over the images of the mIoU of each; `pixel accuracy` (B,): share of the pixels of the set that are
+        right.  All in percent.
 
     Raises
     ------
@@ -112,6 +114,8 @@ def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = Non
         "score": mean_iou(total),
         "companion": foreground_mean_iou(total),
         "per_class": 100 * iou(total),
+        "image mIoU": _weighted_mean(mean_iou(confusions), weights),
+        "pixel accuracy": 100 * _share(np.trace(total, axis1=1, axis2=2), total.sum((1, 2))),
     }
 
 
@@ -195,8 +199,8 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
     -------
     dict
         `score` (B,): mean of the 11-point interpolated AP (VOC 2007); `companion` (B,): mean of
-        the area under the interpolated curve (VOC 2010 on); `per_class` (B, 21): 11-point AP.
-        All in percent.
+        the area under the interpolated curve (VOC 2010 on); `per_class` (B, 21): 11-point AP; `objects found` (B,):
+        share of the objects that a detection with a score of at least `SURE` has found.  All in percent.
 
     Raises
     ------
@@ -215,7 +219,20 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
             points[chunk, label], area[chunk, label] = _average_precision(
                 matches.scores[rows], matches.hits[rows], matches.images[rows], counts, weights[chunk]
             )
-    return {"score": 100 * _mean(points), "companion": 100 * _mean(area), "per_class": 100 * points}
+    found, _ = found_and_false(matches).T
+    return {
+        "score": 100 * _mean(points),
+        "companion": 100 * _mean(area),
+        "per_class": 100 * points,
+        "objects found": 100 * _share(weights @ found, weights @ matches.counts.sum(1)),
+    }
+
+
+def found_and_false(matches: Matches) -> np.ndarray:
+    """Objects found and false positives of every image, int64 (N, 2), by detections with a score of at least `SURE`."""
+    sure, images = matches.scores >= SURE, len(matches.counts)
+    of = [np.bincount(matches.images[sure & (matches.hits == hit)], minlength=images) for hit in (True, False)]
+    return np.stack(of, 1)
 
 
 def _average_precision(
@@ -298,6 +315,17 @@ def _weights(weights: np.ndarray | None, images: int) -> np.ndarray:
     if weights.dtype.kind not in "iu":
         raise ValueError(f"weights are {weights.dtype}, but count copies of images; give integers")
     return weights.astype(np.int64, copy=False)
+
+
+def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean of one value an image (N,), NaN where it has none, for every row of weights (B, N)."""
+    present = ~np.isnan(values)
+    return _share(weights @ np.where(present, values, 0), weights @ present)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole; NaN of nothing."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

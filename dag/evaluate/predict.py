@@ -84,7 +84,7 @@ def predict(
     -----
     Segmentation stores uint8 (H, W) VOC class ids; detection stores float32 (D, 6) rows
     (x_min, y_min, x_max, y_max, VOC class id, score).  The attributes repeat what is known of the
-    perturbation (perceptibility, largest value), measured on the stored array.
+    perturbation: perceptibility and largest value, measured on the stored array, and the passes that it took.
     """
     kind = torch.device(device).type
     sizes = {
@@ -169,7 +169,7 @@ def _group(
                 for name in dict.fromkeys(cell.perturbation for cell in todo[image_id]):
                     known = {"perceptibility": 0.0, "largest": 0.0}
                     clean = np.zeros_like(image), known
-                    perturbations[name] = store.get(files[name], image_id, tuple(known)) if files[name] else clean
+                    perturbations[name] = store.get(files[name], image_id, (*known, "passes")) if files[name] else clean
                 yield image_id, image, perturbations
 
         # Entered last, so that all that was handed to the thread is with the shards when these are closed.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +17,18 @@ from dag.evaluate.metrics import (
     bootstrap_weights,
     confusion_matrix,
     detection_scores,
+    found_and_false,
     match_detections,
     segmentation_scores,
 )
+from dag.evaluate.worst import worst_confusions, worst_detections
 from dag.workflow import store
 from dag.workflow.names import CONTROLS, parse
 from dag.workflow.seeds import generator
 
+# Score and companion by task, and what else is known of every cell.
 METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
+ALSO = {"segmentation": ("image mIoU", "pixel accuracy"), "detection": ("objects found",)}
 
 
 def score(
@@ -34,6 +39,7 @@ def score(
     resamples: int,
     seed: int,
     missing: Iterable[str] = (),
+    worst: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
     """Score every cell of a table.
@@ -51,25 +57,51 @@ def score(
         so differences between cells are paired.
     missing : iterable of str
         Ids of the images whose shards are given up: on record, not scored.
+    worst : mapping, optional
+        {victim: {name: perturbations}}: the worst of several perturbations is a cell of its own under this name,
+        see `dag.evaluate.worst`.
 
     Returns
     -------
     list of dict
         One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric
         and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se,
-        drop_low, drop_high (against `none`, paired, with its 95 % interval), beyond, per_class (all in percent; None
-        where a class is absent), perceptibility (mean over images) and linf (largest |r|, grey levels).  The mean over
-        the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
-        below that under the mean of each of its controls: {control: {difference, low, high}}, paired.
+        drop_low, drop_high (against `none`, paired, with its 95 % interval), beyond, per_class, also (further metrics:
+        {name: {value, se}}; all in percent, None where a class is absent), passes (forward passes of the attack, mean
+        over images; None if not counted), perceptibility (mean over images) and linf (largest |r|, grey levels).  The
+        mean over the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
+        below that under the mean of each of its controls: {control: {difference, low, high}}, paired.  The worst of
+        several perturbations also says `chosen`: {perturbation: number of images}; its choice is made once, for all
+        images, and kept in the resamples.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
     truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
     values: dict[str, dict] = {victim: {} for victim in networks}
+    compared: dict[tuple[str, str, str], tuple[NDArray | list, dict]] = {}
+    members = {
+        (victim, name) for victim, groups in (worst or {}).items() for names in groups.values() for name in names
+    }
     for victim, name, pixels in progress(list(shards[0])):
         task = networks[victim]["task"]
         predictions, known = _predictions([shard[victim, name, pixels] for shard in shards], images)
-        values[victim][name, pixels] = _values(task, truths[task], predictions, weights) | _size(known)
+        seen = _compared(task, truths[task], predictions)
+        values[victim][name, pixels] = _values(task, truths[task], seen, weights) | _size(known)
+        if (victim, name) in members:
+            compared[victim, name, pixels] = seen, known
+    for victim, groups in (worst or {}).items():
+        task = networks[victim]["task"]
+        for (name, names), pixels in product(groups.items(), dict.fromkeys(pixels for *_, pixels in shards[0])):
+            rng = generator("worst", seed, victim, name)
+            seen, known = zip(*(compared[victim, member, pixels] for member in names), strict=True)
+            chosen = _worst(task, truths[task], seen, rng)
+            picked = [one[image] for image, one in enumerate(map(seen.__getitem__, chosen))]
+            values[victim][name, pixels] = (
+                _values(task, truths[task], np.stack(picked) if task == "segmentation" else picked, weights)
+                | _size([known[attack][image] for image, attack in enumerate(chosen)])
+                | {"passes": _sum([values[victim][member, pixels]["passes"] for member in names])}
+                | {"chosen": {member: int((chosen == attack).sum()) for attack, member in enumerate(names)}}
+            )
     return [
         {
             "victim": victim,
@@ -110,7 +142,12 @@ def clean_scores(
         predictions, _ = _predictions([shard[victim, "none", "float"] for shard in shards], images)
         pairs = zip(_truth(images, entry["task"]), predictions, strict=True)
         if entry["task"] == "segmentation":
-            found.append([_values("segmentation", [truth], [seen], alone)["companion"][0] for truth, seen in pairs])
+            found.append(
+                [
+                    _values("segmentation", [truth], _compared("segmentation", [truth], [seen]), alone)["companion"][0]
+                    for truth, seen in pairs
+                ]
+            )
         else:
             found.append([_f1(truth, seen[seen[:, 5] >= threshold]) for truth, seen in pairs])
     return np.array(found, np.float64)
@@ -145,8 +182,15 @@ def _cells(values: dict) -> list[dict]:
                     for control in CONTROLS
                     if (f"{name}.{control}", pixels) in values
                 },
+                "also": {
+                    metric: {"value": _number(value[metric][0]), "se": _error(value[metric])}
+                    for metric in (*ALSO["segmentation"], *ALSO["detection"])
+                    if metric in value
+                },
+                "passes": value["passes"],
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
+                **({"chosen": value["chosen"]} if "chosen" in value else {}),
                 "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
             }
         )
@@ -172,36 +216,58 @@ def _predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[li
     return [array for array, _ in pairs], [attributes for _, attributes in pairs]
 
 
-def _values(task: str, truth: list, predictions: list[NDArray], weights: NDArray) -> dict:
-    """Score and companion, the plain value first and then one per resample, and per-class values."""
+def _compared(task: str, truth: list, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
+    """What each image contributes to the scores: a confusion matrix, or its detections."""
+    if task == "segmentation":
+        return np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
+    return [SimpleNamespace(**detections_of(rows)) for rows in predictions]
+
+
+def _values(task: str, truth: list, compared: NDArray | list[SimpleNamespace], weights: NDArray) -> dict:
+    """All metrics, the plain value first and then one per resample, and per-class values."""
     weights = np.concatenate([np.ones_like(weights[:1]), weights])
     if task == "segmentation":
-        confusions = np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
-        values = segmentation_scores(confusions, weights)
+        values = segmentation_scores(compared, weights)
     else:
-        values = detection_scores(
-            match_detections(truth, [SimpleNamespace(**detections_of(rows)) for rows in predictions]), weights
-        )
+        values = detection_scores(match_detections(truth, compared), weights)
     return values | {"per_class": values["per_class"][0]}
+
+
+def _worst(task: str, truth: list, compared: Sequence, rng: np.random.Generator) -> NDArray:
+    """The attack (of those compared) that is taken for every image."""
+    if task == "segmentation":
+        return worst_confusions(np.stack(compared), rng)
+    return worst_detections([found_and_false(match_detections(truth, seen)) for seen in compared])
 
 
 def _size(attributes: list[dict]) -> dict:
     return {
         "perceptibility": float(np.mean([entry["perceptibility"] for entry in attributes])),
         "linf": float(np.max([entry["largest"] for entry in attributes])),
+        "passes": _mean_or_none([entry.get("passes") for entry in attributes]),
     }
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    return None if None in parts else sum(parts)
+
+
+def _mean_or_none(parts: Sequence[float | None]) -> float | None:
+    return None if None in parts else float(np.mean(parts))
 
 
 def _means_of_draws(values: dict) -> dict:
     """Cells `x.permuted`: the mean over the draws, in every resample."""
     draws: dict[tuple[str, str], list[dict]] = {}
     for (name, pixels), value in values.items():
-        if parse(name).draw:
+        if "chosen" not in value and parse(name).draw:
             draws.setdefault((name.rpartition("-")[0], pixels), []).append(value)
     return {key: {name: _mean([value[name] for value in group]) for name in group[0]} for key, group in draws.items()}
 
 
-def _mean(parts: list) -> NDArray | float:
+def _mean(parts: list) -> NDArray | float | None:
+    if None in [part if np.ndim(part) == 0 else 0 for part in parts]:
+        return None
     mean = np.mean(parts, axis=0)
     return float(mean) if np.ndim(mean) == 0 else mean
 

@@ -52,7 +52,7 @@ def claims(
         Frames of `dag.report.frames.transfer` and `white_box`, one below the other; a cell may occur in several of
         them.
     statuses : DataFrame
-        Of `dag.report.frames.statuses`, with every source of the cells.
+        Of `dag.report.attack_frames.statuses`, with every source of the cells.
     families : mapping of str to str
         Family of every network: what counts as one architecture from one pretrained start.
     architectures : mapping of str to str

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dag.attack.rules import STATUSES
 from dag.report.wording import row_label
 from dag.workflow.names import check_pixels, parse
 
@@ -240,91 +239,79 @@ def white_box(
     return pd.DataFrame(records)
 
 
-def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
-    """How visible each perturbation of a `transfer` frame is (section 3.5.3).
-
-    Returns
-    -------
-    DataFrame
-        One row per perturbation and image set: row_label, image_set, images, missing (ids of the images that
-        were given up), pixels, perceptibility (mean of p over the images), linf (largest |r|, grey levels), and
-        paper_p if a frame has it.
-
-    Raises
-    ------
-    ValueError
-        If two victims report different values for the same perturbation of the same images.
-    """
-    records = []
-    for (name, image_set), cells in groups(frame[frame.group != "none"], ["perturbation", "image_set"]):
-        values = cells.perceptibility
-        if values.max() - values.min() > 1e-3 * values.max():
-            raise ValueError(
-                f"perturbation {name!r} has perceptibility {values.min():.3g} to {values.max():.3g} on {image_set}, "
-                "depending on the victim; some scores are of an older perturbation: compute them again"
-            )
-        records.append(cells.iloc[0])
-    columns = ["row_label", "image_set", "images", "missing", "pixels", "paper_p", "perceptibility", "linf"]
-    known = [column for column in columns if column in frame]
-    return pd.DataFrame(records, columns=known).reset_index(drop=True)
-
-
-def statuses(sources: Sequence[Mapping], paper: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """How the attack ended on the images of every source (section 3.5.2).
+def robustness(scores: Sequence[Mapping], series: Sequence[Mapping], along: str, pixels: str) -> pd.DataFrame:
+    """Every network under attacks on itself, along one of their settings, and under the worst of them on each image.
 
     Parameters
     ----------
-    sources : sequence of dict
-        {"source": name, "label": text, "task": "segmentation" or "detection", "missing": ids of the images
-        that were given up (optional), "records": one dict per image: {"status", "iterations", "targets",
-        "perceptibility", "largest"}}.
-    paper : dict of str to float, optional
-        Mean iterations that the paper prints, by source.
+    scores : sequence of dict
+        One per network; with cells "worst at 8" where there are several attacks at 8, see `dag.workflow.plan.worst`.
+    series : sequence of dict
+        The attacks, see `dag.workflow.plan.series`.
+    along : str
+        "eps" or "iterations".
+    pixels : str
+        "float", "8-bit" or "jpeg-75", see `dag.attack.arithmetic.apply`.
 
     Returns
     -------
     DataFrame
-        One row per source: source, label, task, images, missing; the number of images of every status;
-        no_step, the images among the converged ones on which no target was recognised to begin
-        with (r = 0); then over the images that have targets iterations_mean, iterations_max,
-        targets_mean, perceptibility_mean with its standard error perceptibility_se, linf_max; with `paper` also
-        iterations_paper.
+        As of `white_box`, with `condition` ("clean", "ε = 8", "20 iterations"), value (of the setting, 0 if clean),
+        attack, passes (forward passes of the attack, NaN if not counted), chosen (for the worst of all: on how many
+        images which perturbation was taken) and the further metrics of each task with their standard errors.
 
     Raises
     ------
     ValueError
-        If a source has no images or a status is unknown.
+        As `transfer`.
     """
-    rows = []
-    for source in sources:
-        records = pd.DataFrame(source["records"])
-        if records.empty:
-            raise ValueError(f"source {source['source']!r} has no image records; compute its perturbations first")
-        unknown = set(records.status) - set(STATUSES)
-        if unknown:
-            raise ValueError(
-                f"source {source['source']!r} has images of status {sorted(unknown)}; known are {', '.join(STATUSES)}"
-            )
-        attacked = records[records.status != "no targets"]
-        rows.append(
-            {
-                "source": source["source"],
-                "label": source["label"],
-                "task": source["task"],
-                "images": len(records),
-                "missing": " ".join(source.get("missing", [])),
-                **{status.replace(" ", "_"): int((records.status == status).sum()) for status in STATUSES},
-                "no_step": int(((records.status == "converged") & (records.iterations == 0)).sum()),
-                **({"iterations_paper": paper.get(source["source"], math.nan)} if paper else {}),
-                "iterations_mean": attacked.iterations.mean(),
-                "iterations_max": attacked.iterations.max(),
-                "targets_mean": attacked.targets.mean(),
-                "perceptibility_mean": attacked.perceptibility.mean(),
-                "perceptibility_se": attacked.perceptibility.sem(),
-                "linf_max": attacked.largest.max(),
-            }
-        )
-    return pd.DataFrame(rows)
+    victims = {victim["victim"]: (victim, _cells(victim, pixels)) for victim in scores}
+    records = []
+    for network in dict.fromkeys(one["network"] for one in series):
+        victim, cells = victims[network]
+        rows = {one["attack"]: one["sources"] for one in series if one["network"] == network}
+        values = sorted({value for names in rows.values() for value in names})
+        worst = {value: f"worst at {value:g}" for value in values if f"worst at {value:g}" in cells}
+        for attack, names in (rows | ({"worst of all": worst} if worst else {})).items():
+            for value, name in [(0, "none"), *sorted(names.items())]:
+                cell = _cell(victim, cells, name, pixels)
+                records.append(
+                    {
+                        "source": f"{network}@{attack}",
+                        "attack": attack,
+                        "condition": _condition(along, value),
+                        "value": value,
+                        "perturbation": name,
+                        "group": "single" if value else "none",
+                        "victim": network,
+                        "column_label": f"{victim['label']}, {attack}",
+                        **_numbers(victim, cell, pixels),
+                        "white_box": bool(value),
+                        "passes": math.nan if cell["passes"] is None or not value else cell["passes"],
+                        "chosen": " ".join(f"{key}: {count}" for key, count in cell.get("chosen", {}).items()),
+                        **_also(cell),
+                    }
+                )
+    return pd.DataFrame(records)
+
+
+def _condition(along: str, value: float) -> str:
+    if not value:
+        return "clean"
+    return f"ε = {value:g}" if along == "eps" else f"{value} iterations"
+
+
+def _also(cell: Mapping) -> dict[str, float]:
+    """Further metrics of a cell and their standard errors."""
+    found = {}
+    for metric, number in cell["also"].items():
+        found |= {metric: _or_nan(number["value"]), f"{metric}_se": _or_nan(number["se"])}
+    return found
+
+
+def conditions(frame: pd.DataFrame) -> list[str]:
+    """Columns of a frame with `condition`, in order: that of their values, if they have any."""
+    return list((frame.sort_values("value", kind="stable") if "value" in frame else frame).condition.unique())
 
 
 def mark(drop_low: float, drop_high: float) -> str:
@@ -367,14 +354,18 @@ def _require(mapping: Mapping, keys: Sequence[str], what: str) -> None:
         raise ValueError(f"{what}: {', '.join(missing)} missing; compute it again with this version")
 
 
-def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, label: str, pixels: str) -> dict:
-    """One row of a tidy frame."""
+def _cell(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, pixels: str) -> Mapping:
     if perturbation not in cells:
         raise ValueError(
             f"row {perturbation!r}, column {victim['victim']!r}: no score with {pixels} pixels; "
             "compute it or take the row or the column out of the table"
         )
-    number = {key: math.nan if cells[perturbation][key] is None else cells[perturbation][key] for key in _NUMBERS}
+    return cells[perturbation]
+
+
+def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, label: str, pixels: str) -> dict:
+    """One row of a tidy frame."""
+    cell = _cell(victim, cells, perturbation, pixels)
     recipe = parse(perturbation)
     group = recipe.control or (("none", "single")[len(recipe.sources)] if len(recipe.sources) < 2 else "sum")
     return {
@@ -383,6 +374,15 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
         "group": group,
         "victim": victim["victim"],
         "column_label": victim["label"],
+        **_numbers(victim, cell, pixels),
+        "white_box": not recipe.control and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
+    }
+
+
+def _numbers(victim: Mapping, cell: Mapping, pixels: str) -> dict:
+    """The numbers of a cell, NaN where there is none, its mark, and what they are of."""
+    number = {key: _or_nan(cell[key]) for key in _NUMBERS}
+    return {
         "task": victim["task"],
         "image_set": victim["image_set"],
         "images": victim["images"],
@@ -401,8 +401,11 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
         "mark": mark(number["drop_low"], number["drop_high"]),
         "perceptibility": number["perceptibility"],
         "linf": number["linf"],
-        "white_box": not recipe.control and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
     }
+
+
+def _or_nan(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def _beside(paper: Mapping | None, row: str, column: str) -> dict:

@@ -48,6 +48,18 @@ _TERMS = [
     ("*", r"\w\*(?!\w)", "The network was trained on other images than the one without the asterisk; see its weights."),
     ("-07", r"\w-07\b", "Trained on VOC 2007, or on what stands for it here."),
     ("-0712", r"\w-0712\b", "Trained on VOC 2007 and VOC 2012, or on what stands for them here."),
+    (
+        "ε, eps",
+        r"\bε\b|\beps\b",
+        "Budget: the largest change that the attack may make to a value, in grey levels (of 255).",
+    ),
+    (
+        "passes",
+        r"\bpasses\b",
+        "Forward passes of the network that an attack makes for one image; all but the last go back.",
+    ),
+    ("image mIoU", r"\bimage mIoU\b", "Mean over the images of the mIoU of each image alone."),
+    ("pixel accuracy", r"\bpixel accuracy\b", "Share of the pixels of all images that have their true class."),
     ("algorithm-1", r"\balgorithm-1\b", "Attack by Algorithm 1 as it is printed in the paper."),
     ("float", r"\bfloat\b", "Pixels of the perturbed image as computed, not rounded."),
     ("8-bit", r"\b8-bit\b", "Pixels of the perturbed image rounded to whole grey levels."),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dag.report.frames import groups
+from dag.evaluate.score import ALSO
+from dag.report.frames import conditions, groups
 from dag.report.wording import CONTROL_WORDS, images_of, pixel_words
 from dag.workflow.names import CONTROLS
 
@@ -115,6 +116,10 @@ def _blocks(frame: pd.DataFrame, companion: str) -> tuple[list[Block], str]:
     if companion == "block":
         cells = [_number(row.companion, row.companion_se) for row in frame.itertuples()]
         blocks.append((_metrics(frame, "companion_metric"), *lines(frame, cells, "companion_metric")))
+        for metric in [name for names in ALSO.values() for name in names if name in frame]:
+            known = frame[frame[metric].notna()]
+            cells = [_number(*pair) for pair in zip(known[metric], known[f"{metric}_se"], strict=True)]
+            blocks.append((f"{metric}, %", *lines(known, cells, "metric")))
     return blocks, _caption(frame, companion)
 
 
@@ -143,20 +148,23 @@ def _layout_transfer(frame: pd.DataFrame, texts: list[str], metric: str) -> Grid
 
 def _layout_white_box(frame: pd.DataFrame, texts: list[str], metric: str) -> Grid:
     cells = frame.assign(text=texts)
-    mixed = cells[metric].nunique() > 1
-    conditions = list(cells.condition.unique())
+    mixed, costs = cells[metric].nunique() > 1, "passes" in frame
+    columns = conditions(cells)
     rows = []
     for _, row in groups(cells, ["source"]):
-        row = row.set_index("condition").loc[conditions]
+        last = row[row.group == "single"].iloc[-1]
+        row = row.set_index("condition")
+        texts = [(row.text[name], row.white_box[name]) if name in row.index else ("–", False) for name in columns]
         rows.append(
             [
-                (row.column_label.iloc[0], False),
-                *([(row[metric].iloc[0], False)] if mixed else []),
-                *zip(row.text, row.white_box, strict=True),
-                (_visible(row.loc["ADVR"]), False),
+                (last.column_label, False),
+                *([(last[metric], False)] if mixed else []),
+                *texts,
+                (_visible(last), False),
+                *([("–" if pd.isna(last.passes) else f"{last.passes:.0f}", False)] if costs else []),
             ]
         )
-    return ["network", *(["metric"] if mixed else []), *conditions, "p / 10⁻³"], rows
+    return ["network", *(["metric"] if mixed else []), *columns, "p / 10⁻³", *(["passes"] if costs else [])], rows
 
 
 _PLAIN = {
@@ -245,6 +253,18 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     for group in [name for name in CONTROLS if (frame.group == name).any()]:
         name = "PERM" if "condition" in frame else CONTROL_WORDS[group]
         sentences.append(f"{name}: {CONTROLS[group]}, mean over the draws.")
+    if "attack" in frame:
+        sentences.append(
+            "Every attack is shown to the network that it was made for; p and passes (forward passes of the attack, "
+            "mean over the images) are those of the last column."
+        )
+        if (frame.attack == "worst of all").any():
+            sentences.append(
+                "Worst of all: on every image the attack that lowers the mIoU of the whole set most, by exchange; for "
+                "detectors that after which the fewest objects are found."
+            )
+        if "objects found" in frame:
+            sentences.append("Objects found: by a detection of their class with a score of at least 0.5.")
     sentences.append("p: perceptibility, mean over the images.")
     return " ".join(sentences)
 

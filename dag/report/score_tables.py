@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from dag.report.figures.style import DROP, ink
+from dag.report.frames import conditions
 from dag.report.wording import images_of, pixel_words
 
 # Scores above the clean one; the same steps as for drops.
@@ -90,18 +91,28 @@ def _transfer(frame: pd.DataFrame, limit: float) -> dict:
 
 
 def _white_box(frame: pd.DataFrame, limit: float) -> dict:
-    """Rows are sources, columns clean, perturbed and permuted."""
-    conditions = list(frame.condition.unique())
+    """Rows are sources, columns clean, perturbed and permuted, or the budgets of an attack."""
+    columns = conditions(frame)
     mixed = frame.metric.nunique() > 1
     rows = []
     for _, row in frame.groupby("source", sort=False):
-        row = row.set_index("condition").loc[conditions]
-        first = row.iloc[0]
-        cells = [_cell(cell, limit) for _, cell in row.iterrows()]
+        first, last = row.iloc[0], row[row.group == "single"].iloc[-1]
+        row = row.set_index("condition")
+        cells = [_cell(row.loc[name], limit) if name in row.index else NO_CELL for name in columns]
         label = f"{first.column_label}, {first.metric}" if mixed else first.column_label
-        visible = [_visible(row.loc["ADVR"])]
+        visible = [_visible(last)]
         rows.append({"label": label, "group": first.task, "control": False, "cells": cells, "visible": visible})
-    return {"corner": "network", "groups": [], "columns": conditions, "visible": ["p / 10⁻³"], "rows": rows}
+    return {"corner": "network", "groups": [], "columns": columns, "visible": ["p / 10⁻³"], "rows": rows}
+
+
+# Where a table has nothing to show.
+NO_CELL = {
+    **dict.fromkeys(("score", "paper", "drop", "companion"), "–"),
+    **dict.fromkeys(("score_error", "drop_error", "companion_error", "mark"), ""),
+    **dict.fromkeys(("colour", "companion_colour"), colour(math.nan, 1)),
+    "white_box": False,
+    "facts": "not in this table",
+}
 
 
 def _cell(cell: pd.Series, limit: float) -> dict:

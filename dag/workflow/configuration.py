@@ -239,6 +239,7 @@ def _check_product(config: dict, entry: dict) -> None:
     _check_choice(entry)
     if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
         raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")
+    plan.series(config, entry)
     for row in plan.named(entry):
         try:
             _check_row(config, entry.get("kind", entry.get("layout")), row)

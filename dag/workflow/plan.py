@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from dag.workflow.names import parse
@@ -58,14 +59,16 @@ def victims(entry: dict) -> list[str]:
         return entry["victims"]
     if "panels" in entry:
         return list(dict.fromkeys(victim for panel in entry["panels"] for victim in panel["victims"]))
-    if entry.get("layout") == "white-box":
-        return list(dict.fromkeys(network_of(source) for source in entry["sources"]))
+    if "networks" in entry or entry.get("layout") == "white-box":
+        return list(dict.fromkeys(network_of(source) for source in named(entry)))
     return []
 
 
 def rows(entry: dict) -> list[str]:
     """Perturbations that a table or figure shows, in order: as named, and what it makes of them."""
     perturbations = named(entry)
+    if "networks" in entry:
+        return ["none", *perturbations]
     if entry.get("layout") == "white-box":
         return ["none", *(row for source in perturbations for row in (source, f"{source}.permuted"))]
     scaled = [scaled_to(row, p) for row in perturbations for p in entry.get("perceptibilities", [])]
@@ -77,6 +80,8 @@ def named(entry: dict) -> list[str]:
     """Perturbations that the entry of a table or figure names, in order."""
     if "panels" in entry:
         return list(dict.fromkeys(panel["perturbation"] for panel in entry["panels"]))
+    if "networks" in entry:
+        return [f"{network}@{variant}" for network in entry["networks"] for variant in entry["variants"]]
     return entry.get("perturbations", entry.get("sources", []))
 
 
@@ -92,9 +97,10 @@ def pairs(entry: dict) -> Iterator[tuple[str, str]]:
             for victim in panel["victims"]:
                 yield "none", victim
                 yield panel["perturbation"], victim
-    elif entry.get("layout") == "white-box":
-        for source in entry["sources"]:
-            for row in ("none", source, f"{source}.permuted"):
+    elif "networks" in entry or entry.get("layout") == "white-box":
+        controls = ["permuted"] if entry.get("layout") == "white-box" else []
+        for source in named(entry):
+            for row in ("none", source, *(f"{source}.{control}" for control in controls)):
                 yield row, network_of(source)
     else:
         for row in rows(entry):
@@ -230,6 +236,63 @@ def mentioned(entry: dict) -> list[str]:
     return sorted({*victims(entry), *(network_of(source) for source, _ in source_sets(entry))})
 
 
+def series(config: dict, entry: dict) -> list[dict]:
+    """The attacks of a table or figure with `networks` and `variants`, gathered along one setting; of others none.
+
+    Variants that agree in everything but `along` (eps or iterations) are one attack, and so are those whose step
+    follows eps.  Nothing is taken from their names but what it is called.
+
+    Returns
+    -------
+    list of dict
+        network, attack (what the names of its variants have in common), sources {value of `along`: source}; network by
+        network, in the order of the variants.
+
+    Raises
+    ------
+    ValueError
+        If a variant has no value of `along`, or two cannot be told apart by it.
+    """
+    if "along" not in entry:
+        return []
+    along = entry["along"]
+    free = {"eps", "step"} if along == "eps" else {along}
+    found: dict[tuple[str, str], dict] = {}
+    for source in named(entry):
+        network, _, variant = source.partition("@")
+        members = (settings := attack(config, source)).get("worst_of", [settings])
+        values = {one.get(along) for one in members}
+        if len(values) > 1 or None in values:
+            raise ValueError(f"variant {variant!r} has no {along} of its own; every variant here needs one")
+        fixed = [{key: value for key, value in one.items() if key not in free} for one in members]
+        same = found.setdefault((network, json.dumps(fixed, sort_keys=True)), {})
+        if (value := values.pop()) in same:
+            other = same[value].partition("@")[2]
+            raise ValueError(f"variants {other!r} and {variant!r} are the same attack at {along} {value}; name one")
+        same[value] = source
+    return [
+        {"network": network, "attack": _common([one.partition("@")[2] for one in sources.values()]), "sources": sources}
+        for (network, _), sources in found.items()
+    ]
+
+
+def _common(names: list[str]) -> str:
+    """What names have in common, part by part: "pgd" of "pgd-2" and "pgd-4"."""
+    parts = zip(*(name.split("-") for name in names), strict=False)
+    return "-".join(same[0] for same in takewhile(lambda part: len(set(part)) == 1, parts)) or names[0]
+
+
+def worst(config: dict, entry: dict) -> dict[str, dict[str, list[str]]]:
+    """What the worst of all attacks is taken of: {victim: {"worst at 8": sources}} of a table of robustness."""
+    if entry.get("layout") != "robustness":
+        return {}
+    found: dict[str, dict[str, list[str]]] = {}
+    for one in series(config, entry):
+        for value, source in one["sources"].items():
+            found.setdefault(one["network"], {}).setdefault(f"worst at {value:g}", []).append(source)
+    return {network: {name: names for name, names in of.items() if len(names) > 1} for network, of in found.items()}
+
+
 def counts_pixels(settings: dict) -> bool:
     """Whether an attack weighs the classes by their pixels in the whole image set."""
     return any(each.get("objective") == "mce-bal" for each in settings.get("worst_of", [settings]))
@@ -259,7 +322,10 @@ def attack(config: dict, source: str) -> dict:
     if variant and variant not in config["variants"]:
         raise ValueError(f"variant {variant!r} is not in variants{did_you_mean(variant, config['variants'])}")
     task = config["networks"][network]["task"]
-    settings = config["attacks"][task] | config["variants"].get(variant, {})
+    settings, changes = dict(config["attacks"][task]), config["variants"].get(variant, {})
+    if changes.get("objective", "dag") != "dag":
+        settings.pop("options", None)  # they change the rules of dag
+    settings |= changes
     if "worst_of" in settings:
         if nested := [each for each in settings["worst_of"] if "worst_of" in config["variants"].get(each, {})]:
             raise ValueError(

@@ -316,7 +316,7 @@ def reading(path: Path, kind: str | None = None) -> Iterator[h5py.File]:
 
 
 def get(file: h5py.File, image_id: str, names: tuple[str, ...] | None = None) -> tuple[NDArray, dict]:
-    """Array and attributes (all, or those of the given `names`) of one image of an open shard; raises like `read`."""
+    """Array and attributes (all, or those of `names` that it has) of one image of an open shard; raises like `read`."""
     with _intact(file.filename, f"the data of image {image_id} are"):
         if image_id in file:
             dataset = file[image_id]
@@ -362,7 +362,7 @@ def _label(kind: str, ids: list[str], header: dict) -> dict:
 
 
 def _attributes(dataset: h5py.Dataset, names: tuple[str, ...] | None = None) -> dict:
-    values = {name: dataset.attrs[name] for name in names or dataset.attrs}
+    values = {name: dataset.attrs[name] for name in names or dataset.attrs if name in dataset.attrs}
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 

@@ -1,7 +1,7 @@
 """Figures beyond the paper that follow from scores; see rule plot_transfer."""
 
 from dag.report import frames, wording
-from dag.report.figures import classes, files, intervals, matrix, strength, style
+from dag.report.figures import budget, classes, files, intervals, matrix, strength, style
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
@@ -32,6 +32,11 @@ elif kind == "strength":
 elif kind == "files":
     frame = pd.concat([cells(frames.pairs, pixels) for pixels in params.pixels], ignore_index=True)
     figure = files.files(frame)
+elif kind == "budget":
+    along = params.entry["along"]
+    tables = [frames.robustness(scores, params.series, along, pixels) for pixels in params.pixels]
+    frame = pd.concat(tables, ignore_index=True)
+    figure = budget.budget(tables[params.pixels.index("float")], along)
 elif kind == "classes":
     frame = cells(frames.per_class)
     figure = classes.classes(frame)

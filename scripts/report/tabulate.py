@@ -18,6 +18,8 @@ if entry["layout"] == "transfer":
         pixels: frames.transfer(scores, entry["perturbations"], params.labels, params.symbols, pixels, paper)
         for pixels in params.pixels
     }
+elif entry["layout"] == "robustness":
+    tables = {pixels: frames.robustness(scores, params.series, entry["along"], pixels) for pixels in params.pixels}
 else:
     tables = {pixels: frames.white_box(scores, entry["sources"], pixels, paper) for pixels in params.pixels}
 write_text(output.csv, pd.concat(tables.values()).to_csv(index=False))

@@ -1,6 +1,6 @@
 """What of the paper's claims holds in this experiment; see rule tabulate_claims."""
 
-from dag.report import frames
+from dag.report import attack_frames, frames
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
@@ -20,7 +20,7 @@ cells = [
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
     for pixels in entry["pixels"]
 ]
-statuses = frames.statuses(records(snakemake.input.shards, params.networks))
+statuses = attack_frames.statuses(records(snakemake.input.shards, params.networks))
 frame = claims.claims(pd.concat(cells, ignore_index=True), statuses, params.families, params.architectures)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, claims.to_markdown(frame))

@@ -1,6 +1,6 @@
 """Perceptibility of every perturbation; see rule tabulate_perceptibility."""
 
-from dag.report import frames, printing
+from dag.report import attack_frames, frames, printing
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
@@ -22,7 +22,7 @@ shown = [
     )
     for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
 ]
-frame = frames.perceptibility(pd.concat(shown))
+frame = attack_frames.perceptibility(pd.concat(shown))
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(
     snakemake.output.markdown, printing.document("Perceptibility of the perturbations", {"All perturbations": frame})

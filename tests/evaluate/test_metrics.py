@@ -187,11 +187,38 @@ def test_weights_count_copies_of_images():
     confusions[:, 4], confusions[:, :, 4] = 0, 0
     confusions[2, 4, 4] = 9  # a class of one image only, absent from some resamples
     scores = metrics.segmentation_scores(confusions, weights)
-    for row, (score, foreground, per_class) in zip(weights, zip(*scores.values(), strict=True), strict=True):
-        copies = np.repeat(confusions, row, axis=0).sum(0)
+    each = [scores[name] for name in ("score", "companion", "per_class", "image mIoU", "pixel accuracy")]
+    for row, (score, foreground, per_class, of_images, right) in zip(weights, zip(*each, strict=True), strict=True):
+        repeated = np.repeat(confusions, row, axis=0)
+        copies = repeated.sum(0)
+        assert of_images == pytest.approx(np.mean([metrics.mean_iou(one) for one in repeated]))
+        assert right == pytest.approx(100 * np.trace(copies) / copies.sum())
         assert score == metrics.mean_iou(copies) and foreground == metrics.foreground_mean_iou(copies)
         assert np.array_equal(per_class, 100 * metrics.iou(copies), equal_nan=True)
     assert {bool(absent) for absent in np.isnan(scores["per_class"][:, 4])} == {True, False}
+
+
+def test_other_metrics_of_segmentation_by_hand():
+    # image 1: IoU 3/4 and 1/2 in 5 pixels, 4 right; image 2: class 0 alone, 1 of 4 right, the others called 1
+    confusions = np.array([[[3, 1], [0, 1]], [[1, 3], [0, 0]]])
+    scores = metrics.segmentation_scores(confusions)
+    assert scores["image mIoU"] == pytest.approx(100 * ((3 / 4 + 1 / 2) / 2 + (1 / 4 + 0) / 2) / 2)
+    assert scores["pixel accuracy"] == pytest.approx(100 * 5 / 9)
+    nothing = metrics.segmentation_scores(np.array([[[3, 1], [0, 1]], [[0, 0], [0, 0]]]))  # an image that is all void
+    assert nothing["image mIoU"] == pytest.approx(62.5)
+
+
+def test_objects_found_by_hand():
+    other, nothing = (20, 0, 29, 9), (40, 40, 49, 49)
+    truths = [objects((BOX, 1, False), (other, 2, False)), objects((BOX, 1, False))]
+    found = [
+        detections((BOX, 1, 0.9), (nothing, 1, 0.8), (other, 2, 0.4)),  # the last is right, and not sure
+        detections((BOX, 2, 0.7)),
+    ]
+    matches = metrics.match_detections(truths, found)
+    assert metrics.found_and_false(matches).tolist() == [[1, 1], [0, 1]]
+    assert metrics.detection_scores(matches)["objects found"] == pytest.approx(100 / 3)
+    assert metrics.detection_scores(matches, np.array([[2, 0], [0, 2]]))["objects found"] == pytest.approx([50, 0])
 
 
 def test_wrong_label_maps_are_refused():
@@ -375,7 +402,8 @@ def test_weights_are_copies_of_images(levels):
     found.append(detections((BOX, 9, 0.4)))
     weights = metrics.bootstrap_weights(13, 20, seed=4)
     scores = metrics.detection_scores(metrics.match_detections(truths, found), weights)
-    for row, (points, area, per_class) in zip(weights, zip(*scores.values(), strict=True), strict=True):
+    each = [scores[name] for name in ("score", "companion", "per_class")]
+    for row, (points, area, per_class) in zip(weights, zip(*each, strict=True), strict=True):
         copies = np.random.default_rng(0).permutation(np.repeat(np.arange(13), row))
         repeated = metrics.detection_scores(
             metrics.match_detections([truths[i] for i in copies], [found[i] for i in copies])

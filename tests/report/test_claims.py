@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from dag.report import claims, frames
+from dag.report import attack_frames, claims, frames
 
 TASKS = {
     "zf": "detection",
@@ -60,7 +60,7 @@ def statuses(**iterations):
         record = {"status": "converged", "iterations": count} | known
         task = TASKS[source.partition("@")[0]]
         records.append({"source": source, "label": source, "task": task, "records": [record] * 200})
-    return frames.statuses(records)
+    return attack_frames.statuses(records)
 
 
 STATUSES = statuses(zf=40, zf2=42, vgg=44, fcn=20)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from dag.report import frames
+from dag.report import attack_frames, frames
 from dag.report.figures import style
 from dag.report.page import findings, page
 
@@ -151,8 +151,8 @@ def results(tmp_path_factory):
         {"status": "no targets", "iterations": 0, "targets": 0, "perceptibility": 0.0, "largest": 0.0},
     ]
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": records}
-    frames.statuses([source]).to_csv(tmp_path / "tables/statuses.csv", index=False)
-    frames.perceptibility(transfer(("float",))).to_csv(tmp_path / "tables/perceptibility.csv", index=False)
+    attack_frames.statuses([source]).to_csv(tmp_path / "tables/statuses.csv", index=False)
+    attack_frames.perceptibility(transfer(("float",))).to_csv(tmp_path / "tables/perceptibility.csv", index=False)
     for name in ("claims", "statuses", "perceptibility"):
         (tmp_path / f"tables/{name}.md").write_text("")
     (tmp_path / "provenance.json").write_text("{}")

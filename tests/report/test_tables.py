@@ -4,7 +4,7 @@ import re
 import pandas as pd
 import pytest
 
-from dag.report import frames, printing, wording
+from dag.report import attack_frames, frames, printing, wording
 
 LABELS = {"zf": "FR-ZF", "alex": "FCN-Alex*", "black": "R-FCN_50"}
 SYMBOLS = {"zf": "r1", "alex": "r5"}
@@ -26,6 +26,66 @@ def cell(perturbation, score, score_se=2.0, drop=0.0, drop_se=0.0, p=0.0, pixels
         "perceptibility": p,
         "linf": 1000 * p,
     }
+
+
+def budget_cell(perturbation, score, passes, also, chosen=None):
+    found = {"also": {name: {"value": value, "se": 1.0} for name, value in also.items()}, "passes": passes}
+    return cell(perturbation, score, drop=80.0 - score, p=0.01) | found | ({"chosen": chosen} if chosen else {})
+
+
+SERIES = [
+    {"network": "alex", "attack": "pgd", "sources": {8: "alex@pgd-8", 2: "alex@pgd-2"}},
+    {"network": "alex", "attack": "cospgd", "sources": {8: "alex@cospgd-8"}},
+    {"network": "zf", "attack": "pgd", "sources": {8: "zf@pgd-8"}},
+]
+
+
+@pytest.fixture
+def attacked():
+    alex = [
+        budget_cell("none", 80.0, 0, {"pixel accuracy": 90.0}),
+        budget_cell("alex@pgd-8", 5.0, 21, {"pixel accuracy": 20.0}),
+        budget_cell("alex@pgd-2", 30.0, 21, {"pixel accuracy": 50.0}),
+        budget_cell("alex@cospgd-8", 2.0, None, {"pixel accuracy": 10.0}),
+        budget_cell("worst at 8", 1.0, None, {"pixel accuracy": 9.0}, {"alex@pgd-8": 1, "alex@cospgd-8": 59}),
+    ]
+    zf = [
+        budget_cell("none", 85.0, 0, {"objects found": 70.0}),
+        budget_cell("zf@pgd-8", 3.0, 21, {"objects found": 4.0}),
+    ]
+    return [victim("alex", "segmentation", alex), victim("zf", "detection", zf)]
+
+
+def test_robustness_has_a_row_for_every_attack_and_one_for_the_worst(attacked):
+    frame = frames.robustness(attacked, SERIES, "eps", "float")
+    rows = [tuple(row) for row in frame[["source", "condition", "score"]].itertuples(index=False)]
+    assert rows == [
+        ("alex@pgd", "clean", 80.0),
+        ("alex@pgd", "ε = 2", 30.0),
+        ("alex@pgd", "ε = 8", 5.0),
+        ("alex@cospgd", "clean", 80.0),
+        ("alex@cospgd", "ε = 8", 2.0),
+        ("alex@worst of all", "clean", 80.0),
+        ("alex@worst of all", "ε = 8", 1.0),
+        ("zf@pgd", "clean", 85.0),
+        ("zf@pgd", "ε = 8", 3.0),
+    ]
+    assert frame.chosen[6] == "alex@pgd-8: 1 alex@cospgd-8: 59" and set(frame.chosen.drop(6)) == {""}
+    assert list(frames.conditions(frame)) == ["clean", "ε = 2", "ε = 8"]
+
+
+def test_robustness_in_print(attacked):
+    text = printing.to_markdown(frames.robustness(attacked, SERIES, "eps", "float"))
+    lines = [[part.strip(" *") for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["network", "metric", "clean", "ε = 2", "ε = 8", "p / 10⁻³", "passes"]
+    pgd, cospgd, worst, zf = lines[2:6]
+    assert pgd == ["FCN-Alex\\*, pgd", "mIoU", "80.0 ± 2.0", "30.0 ± 2.0", "5.0 ± 2.0", "10.0", "21"]
+    assert cospgd[3:] == ["–", "2.0 ± 2.0", "10.0", "–"] and worst[0].endswith("worst of all")
+    assert zf[1:5] == ["mAP", "85.0 ± 2.0", "–", "3.0 ± 2.0"]
+    accuracy = text[text.index("pixel accuracy, %") :]
+    assert "9.0 ± 1.0" in accuracy and "FR-ZF, pgd" not in accuracy[: accuracy.index("objects found, %")]
+    assert "Worst of all: on every image" in text and "score of at least 0.5" in text
+    printing.to_latex(frames.robustness(attacked, SERIES, "eps", "float"))
 
 
 def victim(name, task, cells, images=60, image_set="test"):
@@ -311,7 +371,7 @@ def test_latex_cells(frame):
 
 
 def test_perceptibility_has_one_row_per_perturbation(frame):
-    table = frames.perceptibility(frame)
+    table = attack_frames.perceptibility(frame)
     assert table.row_label.tolist() == ["FR-ZF (r1)", "r1 + r5", "r1 + r5 (permuted)"]
     assert table.perceptibility.tolist() == [0.0083, 0.009, 0.009]
     assert table.linf.tolist() == [8.3, 9.0, 9.0]
@@ -322,7 +382,7 @@ def test_perceptibility_has_one_row_per_perturbation(frame):
 def test_the_table_of_perceptibility_says_which_images_are_missing(scores):
     def table(*missing):
         given_up = [entry | {"missing": ids.split()} for entry, ids in zip(scores, missing, strict=True)]
-        return frames.perceptibility(frames.transfer(given_up, ROWS, LABELS, SYMBOLS, "float"))
+        return attack_frames.perceptibility(frames.transfer(given_up, ROWS, LABELS, SYMBOLS, "float"))
 
     assert table("7 8", "7 8").missing.tolist() == ["7 8"] * 3
     text = printing.to_markdown(table("7 8", "7 8"))
@@ -339,7 +399,7 @@ def test_the_table_of_statuses_says_which_images_are_missing():
     def text(*missing):
         records = [record("converged", 10, 100)] * 3
         return printing.to_markdown(
-            frames.statuses(
+            attack_frames.statuses(
                 [
                     {"source": name, "label": name, "task": "detection", "records": records, "missing": ids.split()}
                     for name, ids in zip(("zf", "vgg"), missing, strict=True)
@@ -372,7 +432,7 @@ def test_statuses():
         record("no targets", 0, 0, 0.0, 0.0),
     ]
     alex = [record("no targets", 0, 0, 0.0, 0.0)]
-    table = frames.statuses(
+    table = attack_frames.statuses(
         [
             {"source": "zf", "label": "FR-ZF", "task": "detection", "records": zf},
             {"source": "alex", "label": "FCN-Alex*", "task": "segmentation", "records": alex},
@@ -425,15 +485,15 @@ def test_stale_perceptibility_is_an_error(scores):
     scores[1]["cells"][1]["perceptibility"] = 0.01
     frame = frames.transfer(scores, ROWS, LABELS, SYMBOLS, "float")
     with pytest.raises(ValueError, match="perturbation 'zf' has perceptibility 0.0083 to 0.01 on test"):
-        frames.perceptibility(frame)
+        attack_frames.perceptibility(frame)
 
 
 def test_statuses_reject_what_they_do_not_know():
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": [record("stuck", 1, 1)]}
     with pytest.raises(ValueError, match="source 'zf' has images of status"):
-        frames.statuses([source])
+        attack_frames.statuses([source])
     with pytest.raises(ValueError, match="source 'zf' has no image records"):
-        frames.statuses([source | {"records": []}])
+        attack_frames.statuses([source | {"records": []}])
 
 
 def test_values_of_the_paper_stand_before_ours_and_never_replace_them(scores):
@@ -447,7 +507,7 @@ def test_values_of_the_paper_stand_before_ours_and_never_replace_them(scores):
     assert cells[3] == ["FR-ZF (r1)", "3.61 / 12.5 ± 2.1 ↓", "75.87 / 73.8 ± 3.0 ↓", "2.4 / 8.3"]
     assert cells[5][1:] == ["– / 85.0 ± 2.0", "– / 82.4 ± 2.0 ↑", "– / 9.0"]
     assert "Paper / here" in lines[-1]
-    visible = frames.perceptibility(frame)
+    visible = attack_frames.perceptibility(frame)
     assert visible.paper_p.tolist()[0] == 0.0024 and visible.paper_p.isna().tolist() == [False, True, True]
 
 
@@ -474,10 +534,10 @@ def test_without_values_of_the_paper_nothing_is_said_of_it(frame):
 def test_iterations_of_the_paper_stand_beside_ours():
     record = {"status": "converged", "iterations": 40, "targets": 9, "perceptibility": 0.003, "largest": 5.0}
     sources = [{"source": name, "label": name, "task": "detection", "records": [record]} for name in ("zf", "alex")]
-    frame = frames.statuses(sources, {"zf": 47.05})
+    frame = attack_frames.statuses(sources, {"zf": 47.05})
     assert frame.iterations_paper.tolist() == [47.05, pytest.approx(math.nan, nan_ok=True)]
     assert frame.iterations_mean.tolist() == [40, 40]
-    assert "iterations_paper" not in frames.statuses(sources)
+    assert "iterations_paper" not in attack_frames.statuses(sources)
 
 
 def test_a_substitute_is_named_under_every_table(frame):

@@ -945,3 +945,51 @@ def test_the_digest_of_the_project_covers_what_the_jobs_run():
     names = {path.stem for path in found}
     assert {"perturb", "engine", "targets", "arithmetic", "store", "voc", "interface", "operators"} <= names
     assert not {"tables", "figures", "score", "training", "mini", "plan"} & names
+
+
+def along(setting: str, *variants: str, **more) -> dict:
+    entry = {"layout": "robustness", "networks": ["mini-fcn-vgg"], "variants": list(variants), "along": setting}
+    return {"title": "", "description": "", "image_set": "mini-test"} | entry | more
+
+
+def test_variants_that_differ_in_one_setting_are_one_attack():
+    found = plan.series(BASE, along("eps", "pgd-8", "cospgd-2", "pgd-2", "sea-4", "sea-2"))
+    assert found == [
+        {"network": "mini-fcn-vgg", "attack": "pgd", "sources": {8: "mini-fcn-vgg@pgd-8", 2: "mini-fcn-vgg@pgd-2"}},
+        {"network": "mini-fcn-vgg", "attack": "cospgd-2", "sources": {2: "mini-fcn-vgg@cospgd-2"}},
+        {"network": "mini-fcn-vgg", "attack": "sea", "sources": {4: "mini-fcn-vgg@sea-4", 2: "mini-fcn-vgg@sea-2"}},
+    ]
+    (found,) = plan.series(BASE, along("iterations", "pgd-8-t3", "pgd-8", "pgd-8-t40"))
+    assert found["attack"] == "pgd-8" and list(found["sources"]) == [3, 20, 40]
+
+
+def test_the_worst_is_of_the_attacks_at_one_budget():
+    entry = along("eps", "pgd-8", "pgd-2", "cospgd-8", networks=["mini-fcn-vgg", "mini-fr-zf-07"])
+    assert plan.worst(BASE, entry) == {
+        name: {"worst at 8": [f"{name}@pgd-8", f"{name}@cospgd-8"]} for name in ("mini-fcn-vgg", "mini-fr-zf-07")
+    }
+    assert plan.worst(BASE, WHITE_BOX) == {}
+    assert plan.rows(entry)[:2] == ["none", "mini-fcn-vgg@pgd-8"] and plan.victims(entry) == entry["networks"]
+    # every network sees its own perturbations alone
+    assert {source.partition("@")[0] == victim for source, victim in plan.pairs(entry) if source != "none"} == {True}
+    assert plan.source_sets(entry)[0] == ("mini-fcn-vgg@pgd-8", "mini-test")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (along("eps", "pgd-8", "nms-50"), "variant 'nms-50' has no eps of its own; every variant here needs one"),
+        (along("eps", "pgd-8", "pgd-8-t3", "cospgd-8"), None),  # other iterations are another attack
+        (
+            along("iterations", "pgd-8", "same"),
+            "variants 'pgd-8' and 'same' are the same attack at iterations 20; name one",
+        ),
+        (along("eps", "pgd-9"), "'pgd-9' is not in variants; did you mean 'pgd-8'?"),
+    ],
+)
+def test_attacks_that_cannot_be_compared(entry, problem):
+    config = changed({"tables": {"mine": entry}, "variants": {"same": BASE["variants"]["pgd-8"]}})
+    if problem is None:
+        configuration.check(config, SCHEMA)
+    else:
+        assert problem in message(config)

@@ -39,7 +39,8 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
     else:
         cells = frame.assign(row=frame.perturbation, row_text=frame.row_label, band=frame.group)
         cells = cells.assign(column=frame.victim, column_text=frame.column_label.map(broken) + "\n" + frame.metric)
-    columns = cells.drop_duplicates("column")
+    columns = cells.sort_values("value", kind="stable") if "value" in cells else cells
+    columns = columns.drop_duplicates("column")
     bands = [band for band in ("none", "single", "sum", *CONTROLS, *cells.task.unique()) if (cells.band == band).any()]
     rows = cells.drop_duplicates("row").sort_values("band", key=lambda band: band.map(bands.index), kind="stable")
     # Rows are one unit high, with a gap above every group.
@@ -67,8 +68,8 @@ def table_figure(frame: pd.DataFrame, title: str = "") -> Figure:
         axes.text(x + 0.5, y + 0.5, f"{cell.score:.1f}", ha="right", fontsize=7.5, **text)
         if not np.isnan(cell.score_se):
             axes.text(x + 0.54, y + 0.5, f"± {cell.score_se:.1f}", ha="left", fontsize=6, **text)
-    visible = cells[(cells.group != "none") & (cells.condition != "PERM" if "condition" in cells else True)]
-    for row in visible.drop_duplicates("row").itertuples():
+    visible = cells[cells.group == "single" if "condition" in cells else cells.group != "none"]
+    for row in visible.drop_duplicates("row", keep="last" if "condition" in cells else "first").itertuples():
         axes.text(
             len(columns) + 0.35,
             top[row.row] + 0.5,

@@ -1,0 +1,65 @@
+"""The worst of several attacks: for every image the one after which the network does worst."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.evaluate.metrics import mean_iou
+
+
+def worst_confusions(confusions: NDArray, rng: np.random.Generator) -> NDArray:
+    """Choose an attack for every image so that the mIoU of the set is low.
+
+    mIoU is not a mean over images, so the worst attack on each image need not be the worst for the set.  Begin with
+    the attack of the lowest mIoU; walk the images in random order and take, for each, the attack that lowers the mIoU
+    of the set most; until a walk changes nothing (Croce et al., ECCV 2024).  It cannot end above the lowest single
+    attack.
+
+    Parameters
+    ----------
+    confusions : ndarray of integers (A, N, C, C)
+        Of A attacks on N images, see `dag.evaluate.metrics.confusion_matrix`.
+    rng : Generator
+        Of the order.
+
+    Returns
+    -------
+    ndarray, int64 (N,)
+        The attack of every image.
+    """
+    confusions = np.asarray(confusions)
+    images = confusions.shape[1]
+    chosen = np.full(images, int(np.argmin(mean_iou(confusions.sum(1)))))
+    total = confusions[chosen[0]].sum(0)
+    lowest, changed = float(mean_iou(total)), True
+    while changed:
+        changed = False
+        for image in rng.permutation(images):
+            totals = total - confusions[chosen[image], image] + confusions[:, image]
+            reached = mean_iou(totals)
+            best = int(np.argmin(reached))
+            if reached[best] < lowest:
+                lowest, total, chosen[image], changed = float(reached[best]), totals[best], best, True
+    return chosen
+
+
+def worst_detections(hits: Sequence[Sequence[tuple[int, int]]]) -> NDArray:
+    """Choose for every image the attack after which the fewest objects are found.
+
+    Parameters
+    ----------
+    hits : sequence (A) of sequences (N) of (found, false)
+        Objects found and false positives of every attack on every image, see
+        `dag.evaluate.metrics.found_and_false`.
+
+    Returns
+    -------
+    ndarray, int64 (N,)
+        The attack of every image; of equals that with the most false positives, then the first.
+    """
+    found, false = np.moveaxis(np.asarray(hits, np.int64), -1, 0)
+    fewest = found == found.min(0)
+    return np.where(fewest, false, -1).argmax(0)
