@@ -120,6 +120,31 @@ rule tabulate_claims:
         "../scripts/report/tabulate_claims.py"
 
 
+rule tabulate_self_tests:
+    """Whether the attacks can be believed, from what compares them along a setting and from the sources of `all`."""
+    input:
+        scores=[f"{paths.results(config)}/scores/{name}.json" for name in jobs.compared(config)],
+        shards=paths.source_shards(config, plan.all_source_sets(config)),
+    output:
+        csv="results/{experiment}/tables/self_tests.csv",
+        markdown=report(
+            "results/{experiment}/tables/self_tests.md",
+            caption="../report/self_tests.rst",
+            category="Attack",
+            labels={"table": "self-tests"},
+        ),
+    log:
+        "logs/tabulate_self_tests/{experiment}.txt",
+    conda:
+        "../environment.yml"
+    params:
+        compared=list(jobs.compared(config).values()),
+        networks=plan.printed_networks(config),
+        code=code("scripts/report/tabulate_self_tests.py"),
+    script:
+        "../scripts/report/tabulate_self_tests.py"
+
+
 rule plot_density:
     """Figure 3: scores against the density of the attacked proposals."""
     input:
@@ -342,6 +367,7 @@ rule write_index:
         products=[file for name in config["targets"] for file in paths.product_files(config, name)],
         claims=multiext(f"{paths.results(config)}/tables/claims", ".csv", ".md"),
         perceptibility=multiext(f"{paths.results(config)}/tables/perceptibility", ".csv", ".md"),
+        self_tests=multiext(f"{paths.results(config)}/tables/self_tests", ".csv", ".md"),
         statuses=multiext(f"{paths.results(config)}/tables/statuses", ".csv", ".md"),
         template=f"{HERE}/report/index.html.j2",
         style=f"{HERE}/report/index.css",

@@ -93,8 +93,10 @@ def claims(
     return frame.assign(missing=" ".join(missing))
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """The claims as a Markdown list whose source reads well too."""
+def to_markdown(
+    frame: pd.DataFrame, title: str = "What of the paper's claims holds in this experiment", caption: str = _CAPTION
+) -> str:
+    """The claims, or other rows with verdicts, as a Markdown list whose source reads well too."""
     counts = frame.verdict.value_counts()
     summary = ", ".join(f"{verdict}: {counts.get(verdict, 0)}" for verdict in (HOLDS, FAILS, OPEN, ABSENT))
     items = []
@@ -103,10 +105,9 @@ def to_markdown(frame: pd.DataFrame) -> str:
         lines = [_wrapped(f"- **{row.verdict}**: {row.claim} ({place}).", "  ")]
         lines += [_wrapped(f"  - {text}", "    ") for text in (row.value, row.measure) if text]
         items.append("\n".join(lines))
-    title = "## What of the paper's claims holds in this experiment"
     ids = frame.missing[0].split()
-    caption = f"{_CAPTION} Images that were given up are missing: {listed(ids)}." if ids else _CAPTION
-    return "\n\n".join([title, f"{summary}.", *items, _wrapped(caption)]) + "\n"
+    caption = f"{caption} Images that were given up are missing: {listed(ids)}." if ids else caption
+    return "\n\n".join([f"## {title}", f"{summary}.", *items, _wrapped(caption)]) + "\n"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -110,6 +110,7 @@ def page(
         networks=_networks(experiment["networks"]),
         findings=findings(frames.values(), experiment["networks"]),
         claims=_claims(folder / "tables" / "claims.csv"),
+        self_tests=_claims(folder / "tables" / "self_tests.csv"),
         statuses=_statuses(folder / "tables" / "statuses.csv"),
         perceptibility=_perceptibility(folder / "tables" / "perceptibility.csv"),
     )

@@ -203,6 +203,12 @@ def tables(config: dict, *layouts: str) -> dict[str, dict]:
     }
 
 
+def compared(config: dict) -> dict[str, dict]:
+    """Attacks of the tables and figures of `all` that compare some along a setting, and along which."""
+    entries = {name: entry for name, entry in plan.products(config).items() if "along" in entry}
+    return {name: {"along": entry["along"], "series": plan.series(config, entry)} for name, entry in entries.items()}
+
+
 def table_scores(config: dict, *layouts: str) -> list[str]:
     """Scores of these tables."""
     return [f"{paths.results(config)}/scores/{name}.json" for name in tables(config, *layouts)]

@@ -18,7 +18,7 @@ from dag.workflow.names import parse
 # What a job says when one image keeps it from its end, see `advice`; behind it the shard, if it is not that of the job.
 OF_ONE_IMAGE = "This concerns one image: the shard can be given up."
 # Tables that are always made.
-ABOUT = ("claims", "perceptibility", "statuses")
+ABOUT = ("claims", "perceptibility", "self_tests", "statuses")
 
 
 def product(config: dict, name: str) -> dict:

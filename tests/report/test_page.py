@@ -146,6 +146,8 @@ def results(tmp_path_factory):
     transfer(("float",), PAPER).to_csv(tmp_path / "tables/table_mine.csv", index=False)
     columns = ["claim", "paper", "measure", "value", "verdict"]
     pd.DataFrame(CLAIMS, columns=columns).to_csv(tmp_path / "tables/claims.csv", index=False)
+    tests = [("Scores fall", "convergence", "By count.", "3 of 3", "holds")]
+    pd.DataFrame(tests, columns=columns).to_csv(tmp_path / "tables/self_tests.csv", index=False)
     records = [
         {"status": "converged", "iterations": 12, "targets": 40, "perceptibility": 0.003, "largest": 8.0},
         {"status": "no targets", "iterations": 0, "targets": 0, "perceptibility": 0.0, "largest": 0.0},
@@ -153,7 +155,7 @@ def results(tmp_path_factory):
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": records}
     attack_frames.statuses([source]).to_csv(tmp_path / "tables/statuses.csv", index=False)
     attack_frames.perceptibility(transfer(("float",))).to_csv(tmp_path / "tables/perceptibility.csv", index=False)
-    for name in ("claims", "statuses", "perceptibility"):
+    for name in ("claims", "self_tests", "statuses", "perceptibility"):
         (tmp_path / f"tables/{name}.md").write_text("")
     (tmp_path / "provenance.json").write_text("{}")
     return tmp_path
@@ -485,6 +487,12 @@ def test_claims_have_their_verdicts(reader):
         ["✗ does not hold", "Much more (section 4.2)", "0 of 2By ear."],
         ["– cannot be asked here", "Most (our question)", "By nose."],
     ]
+
+
+def test_self_tests_have_their_verdicts(reader):
+    article = reader.product("self_tests")
+    rows = [[squeezed(cell) for cell in reader.all("td", within=row)] for row in reader.all("tr", within=article)[1:]]
+    assert rows == [["✓ holds", "Scores fall (convergence)", "3 of 3By count."]]
 
 
 def test_attacks(reader):

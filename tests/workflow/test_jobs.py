@@ -77,7 +77,7 @@ def test_what_all_makes():
         f"{base}/figures/f.svg", f"{base}/figures/f.png",
         *(f"{base}/galleries/g/{name}" for name in ("index.html", "gallery.css", "gallery.js", "data.js")),
         *(f"{base}/figures/c.{kind}" for kind in ("csv", "svg", "png")),
-        *(f"{base}/tables/{name}.csv" for name in ("claims", "perceptibility", "statuses")),
+        *(f"{base}/tables/{name}.csv" for name in ("claims", "perceptibility", "self_tests", "statuses")),
         f"{base}/index.html", f"{base}/provenance.json",
     ]  # fmt: skip
     # a shard that is given up is nowhere

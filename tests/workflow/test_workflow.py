@@ -615,7 +615,7 @@ def test_tables_without_a_shard_say_which_images_are_missing(workflow, run):
     """In the form in which the advice gives it; figures and the other tables lack the shard as well."""
     before = contents(run)
     given_up = ("--config", "given_up=[mini-test/0001]")
-    about = [f"results/tiny/tables/{name}.csv" for name in ("statuses", "perceptibility", "claims")]
+    about = [f"results/tiny/tables/{name}.csv" for name in ("statuses", "perceptibility", "self_tests", "claims")]
     code, text = snakemake(workflow, run, "small", "results/tiny/index.html", *about, *given_up, overlay=TINY)
     assert code == 0, text
     assert not {"perturb", "combine", "predict"} & set(jobs(text)) and contents(run) == before
@@ -669,7 +669,7 @@ def test_provenance_is_that_of_the_files_and_does_not_change(workflow, run):
     }
     assert {name: set(entry["files"]) for name, entry in found["products"].items()} == {
         name: {f"{name}.{kind}" for kind in ("csv", "md", "tex", "svg", "png")} for name in ("small", "other")
-    } | {"about": {"claims.csv", "perceptibility.csv", "statuses.csv"}}
+    } | {"about": {"claims.csv", "perceptibility.csv", "self_tests.csv", "statuses.csv"}}
     for entry in found["products"].values():
         assert entry["files"] == {file: digest(f"results/tiny/tables/{file}") for file in entry["files"]}
     ids = "".join(f"{name}\n" for name in ("001001", "001002", "001003"))

@@ -1,0 +1,174 @@
+"""Whether the attacks of an experiment can be believed: the usual signs of an evaluation that fools itself.
+
+A network that withstands an attack is robust, or the attack is weak.  Most published evaluations that were looked at
+again had been of the second kind, and simple tests would have told (Carlini et al., 2019; Zimmermann et al., 2022).
+The tests here need no network: they read scores and the records of the attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from dag.report.claims import ABSENT, FAILS, FEWEST, HOLDS, OPEN
+from dag.report.frames import RESOLVED
+
+# What of the clean score may be left at the largest budget.
+LEFT = 0.05
+
+CAPTION = (
+    f"With fewer than {FEWEST} images nothing is resolved. Not among the tests: whether an adversarial example that "
+    "was planted within the budget is found."
+)
+
+
+def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequence[Mapping]) -> pd.DataFrame:
+    """Every test with its verdict.
+
+    Parameters
+    ----------
+    budgets, iterations : DataFrame
+        Of `dag.report.frames.robustness` along eps and along iterations, float pixels; empty if there is none.
+    sources : sequence of dict
+        Of `dag.report.collect.records`: the attacks with their settings and records.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `dag.report.claims.claims`, one row per test, always the same rows.
+    """
+    rows = [
+        _budget_kept(sources),
+        _gradients(sources),
+        _better_than_the_start(sources),
+        _falls_to_zero(budgets),
+        _never_helps(budgets, "A larger budget never helps the network", "ε"),
+        _never_helps(iterations, "More iterations never help the network", "iterations"),
+    ]
+    frame = pd.DataFrame(rows, columns=["claim", "paper", "measure", "value", "verdict"])
+    images = [len(source["records"]) for source in sources]
+    if images and min(images) < FEWEST:
+        frame.loc[frame.verdict.isin([HOLDS, FAILS]) & (frame.index > 0), "verdict"] = OPEN
+    missing = dict.fromkeys(image for source in sources for image in source["missing"])
+    return frame.assign(missing=" ".join(missing))
+
+
+def _budget_kept(sources: Sequence[Mapping]) -> tuple[str, ...]:
+    """The largest |r| of every attack with an l-infinity budget, as it is stored."""
+    bounded = [(source, _eps(source["settings"])) for source in sources if _eps(source["settings"])]
+    largest = [max(record["largest"] for record in source["records"]) for source, _ in bounded]
+    over = [
+        f"{source['label']}: {most:.6g} of {eps:g}"
+        for (source, eps), most in zip(bounded, largest, strict=True)
+        if most > eps
+    ]
+    return (
+        "No stored perturbation leaves its budget",
+        "range of pixels",
+        "Largest |r| over all images against ε, for every attack with an L∞ budget, in float32 as stored; exact.",
+        "; ".join(over) or f"{len(bounded)} attacks, no value above its ε" * bool(bounded),
+        (FAILS if over else HOLDS) if bounded else ABSENT,
+    )
+
+
+def _eps(settings: Mapping) -> float | None:
+    """Radius of an l-infinity budget; None if there is no such budget."""
+    one = settings.get("worst_of", [settings])[0]
+    return one["eps"] if one.get("budget") == "linf" else None
+
+
+def _gradients(sources: Sequence[Mapping]) -> tuple[str, ...]:
+    stuck = {
+        source["label"]: sum(record["status"] == "no gradient" for record in source["records"]) for source in sources
+    }
+    found = [f"{label}: {count} images" for label, count in stuck.items() if count]
+    return (
+        "The gradient is nowhere zero",
+        "masked gradients",
+        "Images whose attack ended because the gradient was zero everywhere; holds if there are none.",
+        "; ".join(found) or f"{sum(len(source['records']) for source in sources)} attacks on single images, none",
+        FAILS if found else HOLDS,
+    )
+
+
+def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
+    """Correct targets at a random point of the budget and at the end of the attack."""
+    texts, verdicts = [], []
+    for source in sources:
+        one = source["settings"].get("worst_of", [source["settings"]])[0]
+        attacked = [record for record in source["records"] if record["targets"]]
+        if one.get("start") != "uniform" or len(attacked) < 2:
+            continue
+        shares = np.array([[record["start"], min(record["active"])] for record in attacked], float)
+        shares /= np.array([record["targets"] for record in attacked], float)[:, None]
+        gain = shares[:, 0] - shares[:, 1]
+        verdicts.append(_verdict(gain.mean(), gain.std(ddof=1) / len(gain) ** 0.5))
+        texts.append(f"{source['label']}: {100 * shares[:, 0].mean():.0f} to {100 * shares[:, 1].mean():.0f} %")
+    return (
+        "The gradient does more than a random perturbation of the same budget",
+        "masked gradients",
+        "Targets that are still recognised at the random point in the budget where the attack begins, and at its best "
+        "iterate, mean over the images; holds if the difference exceeds its error for every attack.",
+        "; ".join(texts),
+        _together(verdicts),
+    )
+
+
+def _falls_to_zero(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The lowest score of every network at its largest eps."""
+    texts, verdicts = [], []
+    for _, mine in frame.groupby("victim", sort=False) if len(frame) else ():
+        # background, which foreground attacks leave alone, keeps mIoU above zero
+        score = "companion" if mine.task.iloc[0] == "segmentation" else "score"
+        clean = mine[mine.value == 0].iloc[0]
+        lowest = mine[mine.value == mine.value.max()].sort_values(score, kind="stable").iloc[0]
+        limit = LEFT * clean[score]
+        verdicts.append(_verdict(limit - lowest[score], lowest[f"{score}_se"]))
+        metric = lowest["companion_metric" if score == "companion" else "metric"]
+        left = f"{lowest[score]:.1f} ± {lowest[f'{score}_se']:.1f} of {clean[score]:.1f}"
+        texts.append(f"{lowest.column_label}: {metric} {left} at {lowest.condition}")
+    return (
+        "Scores fall to zero as the budget grows",
+        "unbounded attack",
+        f"Score under the strongest attack at the largest ε; holds if it is below {100 * LEFT:.0f} % of the clean one "
+        "for every network. Where it is not, a larger ε or more iterations have to be tried before a network is called "
+        "robust.",
+        "; ".join(texts),
+        _together(verdicts),
+    )
+
+
+def _never_helps(frame: pd.DataFrame, claim: str, what: str) -> tuple[str, ...]:
+    """Differences between neighbouring values along the setting."""
+    risen, compared = [], 0
+    for _, line in frame.groupby(["victim", "attack"], sort=False) if len(frame) else ():
+        rows = list(line[line.value > 0].sort_values("value").itertuples())
+        for before, after in pairwise(rows):
+            compared += 1
+            if after.score - before.score > RESOLVED * np.hypot(after.score_se, before.score_se):
+                scores = f"{before.score:.1f} at {before.condition}, {after.score:.1f} at {after.condition}"
+                risen.append(f"{after.column_label}: {scores}")
+    return (
+        claim,
+        "convergence",
+        f"Score at each {what} against that before; does not hold where it rises by more than its error (taken as if "
+        "the two were independent).",
+        "; ".join(risen) or f"{compared} comparisons, no rise" * bool(compared),
+        (FAILS if risen else HOLDS) if compared else ABSENT,
+    )
+
+
+def _verdict(value: float, se: float) -> str:
+    """Whether a value is above 0 by more than chance."""
+    if value > RESOLVED * se:
+        return HOLDS
+    return FAILS if value < -RESOLVED * se else OPEN
+
+
+def _together(verdicts: Sequence[str]) -> str:
+    if not verdicts:
+        return ABSENT
+    return next((verdict for verdict in (FAILS, OPEN) if verdict in verdicts), HOLDS)

@@ -1,0 +1,86 @@
+"""Verdicts on attacks that are known to be sound, and on attacks with one known fault each."""
+
+import pandas as pd
+import pytest
+
+from dag.report.claims import ABSENT, FAILS, HOLDS, OPEN
+from dag.report.self_tests import self_tests
+
+KEPT, NOWHERE_ZERO, BETTER, TO_ZERO, LARGER, MORE = range(6)
+
+
+def row(attack, value, score, se=1.0, task="detection"):
+    return {
+        "victim": "net",
+        "attack": attack,
+        "value": value,
+        "condition": f"ε = {value}" if value else "clean",
+        "column_label": f"Net, {attack}",
+        "task": task,
+        "metric": "mAP",
+        "companion_metric": "area mAP",
+        "score": score,
+        "score_se": se,
+        "companion": score,
+        "companion_se": se,
+    }
+
+
+def curve(*scores, attack="pgd", **more):
+    """Clean, then at 2, 4, 8, ..."""
+    return pd.DataFrame([row(attack, 2**k if k else 0, score, **more) for k, score in enumerate(scores)])
+
+
+def source(largest=8.0, status="iteration limit", first=30, active=(30, 5), images=20, settings=None):
+    record = {"status": status, "largest": largest, "targets": 40, "start": first, "active": list(active)}
+    records = [{**record, "start": first + k % 3 - 1} for k in range(images)]  # of some spread
+    known = {"budget": "linf", "eps": 8, "start": "uniform"} if settings is None else settings
+    return {"source": "net@pgd-8", "label": "Net (pgd-8)", "settings": known, "records": records, "missing": []}
+
+
+def verdict(test, budgets=None, iterations=None, sources=None):
+    empty = pd.DataFrame()
+    frame = self_tests(
+        empty if budgets is None else budgets, empty if iterations is None else iterations, sources or [source()]
+    )
+    assert len(frame) == 6
+    return frame.verdict[test]
+
+
+@pytest.mark.parametrize(
+    ("test", "given", "expected"),
+    [
+        (KEPT, {}, HOLDS),
+        (KEPT, {"sources": [source(largest=8.000001)]}, FAILS),
+        (KEPT, {"sources": [source(settings={})]}, ABSENT),
+        (NOWHERE_ZERO, {}, HOLDS),
+        (NOWHERE_ZERO, {"sources": [source(), source(status="no gradient")]}, FAILS),
+        (BETTER, {}, HOLDS),
+        (BETTER, {"sources": [source(first=5, active=(5, 38))]}, OPEN),  # 5 ± 1 of 40, the best iterate counts
+        (BETTER, {"sources": [source(first=20, active=(38, 38))]}, FAILS),
+        (BETTER, {"sources": [source(settings={"budget": "linf", "eps": 8})]}, ABSENT),
+        (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 1.0)}, HOLDS),  # 1 + 1.96 < 4
+        (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 3.0)}, OPEN),
+        (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 9.0)}, FAILS),
+        (TO_ZERO, {}, ABSENT),
+        (LARGER, {"budgets": curve(80.0, 40.0, 10.0, 12.0)}, HOLDS),  # 2 is less than 1.96 √2
+        (LARGER, {"budgets": curve(80.0, 40.0, 10.0, 13.0)}, FAILS),
+        (LARGER, {"budgets": curve(80.0, 40.0)}, ABSENT),
+        (MORE, {"iterations": curve(80.0, 40.0, 10.0, 1.0)}, HOLDS),
+        (MORE, {"iterations": curve(80.0, 10.0, 40.0)}, FAILS),
+    ],
+)
+def test_verdicts(test, given, expected):
+    assert verdict(test, **given) == expected
+
+
+def test_few_images_resolve_nothing_but_what_is_exact():
+    frame = self_tests(curve(80.0, 40.0, 1.0), pd.DataFrame(), [source(images=9)])
+    assert frame.verdict.tolist() == [HOLDS, OPEN, OPEN, OPEN, OPEN, ABSENT]
+
+
+def test_what_is_wrong_is_named():
+    frame = self_tests(curve(80.0, 1.0, 30.0), pd.DataFrame(), [source(largest=9.0)])
+    assert frame.value[KEPT] == "Net (pgd-8): 9 of 8"
+    assert frame.value[LARGER] == "Net, pgd: 1.0 at ε = 2, 30.0 at ε = 4"
+    assert frame.value[TO_ZERO] == "Net, pgd: mAP 30.0 ± 1.0 of 80.0 at ε = 4"
