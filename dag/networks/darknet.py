@@ -4,11 +4,6 @@ Redmon and Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017 ([region] he
 "YOLOv3: An Incremental Improvement", 2018 ([yolo] heads, an independent sigmoid per class).  A layer of the cfg may
 read any earlier layer, so the network is a list of steps that are executed in order.
 
-f(X, t) is the vector of class logits at an anchor, without a background column; objectness is
-not attacked.  A background score made from objectness lets the attack stop while the
-true class is still the best one at about half of the targets; the ranking within a class, which
-is all that average precision sees, then survives: two to five times as much mAP remained.
-
 Where OpenCV's reader differs from Darknet's C code, the C code is followed (see `darknet_layers`).  One thing is not
 Darknet's: images are resized with the centres of pixels aligned, as in OpenCV and torch, and not their corners.
 """
@@ -16,7 +11,6 @@ Darknet's: images are resized with the centres of pixels aligned, as in OpenCV a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,9 +19,10 @@ from torch import Tensor, nn
 
 from dag.networks import darknet_layers as layers
 from dag.networks.darknet_files import Section, read_cfg, read_weights
-from dag.networks.interface import Detections, Detector, Proposals
+from dag.networks.interface import Detections
 from dag.networks.layers import operators
 from dag.networks.layers.boxes import clip
+from dag.networks.single_stage import Features, SingleStage, rows_of
 
 # Options of [net] that concern training, or memory.
 _TRAINING = (
@@ -44,24 +39,6 @@ _TRAINING = (
 _LARGEST = 2**28
 
 
-@dataclass(frozen=True)
-class Features:
-    """Raw output of one pass.
-
-    Attributes
-    ----------
-    rows : Tensor (B, A, 5 + C)
-        Per anchor t_x, t_y, t_w, t_h, objectness logit, class logits (YOLOv3, section 2.1).
-        Anchors run over the heads in the order of the cfg, and within a head over (anchor of the
-        mask, y, x).
-    size : tuple of int
-        (H, W) of the images.
-    """
-
-    rows: Tensor
-    size: tuple[int, int]
-
-
 def yolo(
     cfg: Path,
     weights: Path,
@@ -69,7 +46,7 @@ def yolo(
     score_threshold: float = 0.005,
     nms: float = 0.45,
     letter_box: bool | None = None,
-) -> Detector:
+) -> SingleStage:
     """The network of a Darknet cfg file with [yolo] or [region] layers.
 
     Parameters
@@ -100,7 +77,7 @@ def yolo(
     return _Yolo(Path(cfg), Path(weights), tuple(labels), score_threshold, nms, letter_box)
 
 
-class _Yolo(Detector):
+class _Yolo(SingleStage):
     def __init__(
         self,
         cfg: Path,
@@ -211,32 +188,18 @@ class _Yolo(Detector):
         return rows, max(1, width * rows // height)
 
     def features(self, images: Tensor) -> Features:
-        rows = torch.cat([_rows(map_, 5 + self.classes) for map_ in self.maps(images)], 1)
+        """Per anchor t_x, t_y, t_w, t_h, objectness logit, class logits (YOLOv3, section 2.1).
+
+        Anchors run over the heads in the order of the cfg, and within a head over (anchor of the mask, y, x).
+        """
+        rows = torch.cat([rows_of(map_, 5 + self.classes) for map_ in self.maps(images)], 1)
         if len(self.labels) < self.classes:
             rows = rows[..., self.columns]
         return Features(rows, tuple(images.shape[-2:]))
 
-    @torch.no_grad()
-    def propose(self, features: Features, *, nms: float, limit: int) -> list[Proposals]:
-        """Decoded anchor boxes ranked by objectness x best class probability, all classes together."""
-        proposals = []
-        for rows in features.rows:
-            boxes = self._boxes(rows, features.size)
-            kept = operators.nms(boxes, self._confidence(rows).amax(1), nms)[:limit]
-            proposals.append(Proposals(clip(boxes[kept], features.size).float(), kept))
-        return proposals
-
-    def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Class logits (R, C) at the anchors of the proposals."""
-        return _at(features, proposals)[:, 5:]
-
     def probabilities(self, scores: Tensor) -> Tensor:
         """Softmax of [region] heads; independent probabilities of [yolo] heads, whose rows need not sum to 1."""
         return scores.softmax(1) if self.softmax else scores.sigmoid()
-
-    def confidence(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Objectness x class probability, (R, C)."""
-        return self._confidence(_at(features, proposals))
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
@@ -257,9 +220,6 @@ class _Yolo(Detector):
             boxes = clip(boxes[kept], features.size).float()
             detections.append(Detections(boxes, labels[columns[kept]], scores[kept].float()))
         return detections
-
-    def _confidence(self, rows: Tensor) -> Tensor:
-        return rows[:, 4:5].sigmoid() * self.probabilities(rows[:, 5:])
 
     def _boxes(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes (A, 4) of all anchors `rows` (A, 5 + C), in the frame of an image of `size`, not clipped.
@@ -329,12 +289,3 @@ def _diou_nms(boxes: Tensor, scores: Tensor, columns: Tensor, threshold: float, 
         likeness = shared / union - (apart.square().sum(1) / around.square().sum(1)) ** beta
         order = order[(columns[order] != columns[best]) | ~(likeness > threshold)]
     return torch.stack(kept) if kept else columns.new_empty(0)
-
-
-def _rows(map_: Tensor, columns: int) -> Tensor:
-    """A raw map (B, anchors * columns, h, w) as (B, anchors * h * w, columns)."""
-    return map_.unflatten(1, (-1, columns)).permute(0, 1, 3, 4, 2).flatten(1, 3)
-
-
-def _at(features: Features, proposals: list[Proposals]) -> Tensor:
-    return torch.cat([rows[chosen.index] for rows, chosen in zip(features.rows, proposals, strict=True)])
