@@ -161,7 +161,7 @@ def dense_adversaries(
         scores=scores,
         objective=by_rules(rules, background, probabilities)
         if method.objective == "dag"
-        else by_loss(method.objective, iterations, shares),
+        else by_loss(method.objective, iterations, shares, valued=method.steps == "apgd"),
         method=method,
         iterations=iterations,
         step=step,

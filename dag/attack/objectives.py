@@ -25,78 +25,82 @@ margin   e_j - e_y, j the best other column Carlini and Wagner, 2017
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import log
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dag.attack.rules import Rules
 from dag.networks.layers.operators import nms
 
-# Scores (N, C), true columns (N,), iteration t = 1..T, T, weight of every column (C,) -> direction (N, C), value (N,).
-Loss = Callable[[Tensor, Tensor, int, int, Tensor | None], tuple[Tensor, Tensor]]
+# Scores (N, C), true columns (N,), which of them are predicted (N,), iteration t = 1..T, T, weight of every column (C,)
+# -> direction (N, C), and a function that returns the value (N,), which Auto-PGD alone asks for.
+Loss = Callable[[Tensor, Tensor, Tensor, int, int, Tensor | None], tuple[Tensor, Callable[[], Tensor]]]
 
 # Scores (N, C), the image's `dag.attack.engine.Problem`, its passes so far -> active targets, bool (N,); a function
 # that fills zeros (N, C) with the direction at the scores, or leaves them if the image no longer goes; and the value.
 Objective = Callable[[Tensor, object, int], tuple[Tensor, Callable[[Tensor, Tensor], Tensor], Tensor]]
 
 
-def cross_entropy(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def cross_entropy(u, y, right, t, total, share=None):
     """Cross-entropy of every target."""
-    return _towards_others(u, y, torch.ones_like(u[:, 0]))
+    return _towards_others(u, y, lambda p, own: torch.ones_like(own))
 
 
-def segpgd(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def segpgd(u, y, right, t, total, share=None):
     """Cross-entropy that shifts from correct to wrong pixels as the iterations proceed (SegPGD, eq. 4 and 5)."""
     wrong = (t - 1) / (2 * total)
-    return _towards_others(u, y, (u.argmax(1) == y).to(u) * (1 - 2 * wrong) + wrong)
+    return _towards_others(u, y, lambda p, own: right.to(u) * (1 - 2 * wrong) + wrong)
 
 
-def cospgd(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def cospgd(u, y, right, t, total, share=None):
     """Cross-entropy weighted with the cosine of softmax and one-hot label (CosPGD, eq. 5)."""
-    p = u.softmax(1)
-    return _towards_others(u, y, _column(p, y) / p.norm(dim=1))
+    return _towards_others(u, y, lambda p, own: own / torch.linalg.vector_norm(p.T, dim=0))
 
 
-def masked(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def masked(u, y, right, t, total, share=None):
     """Cross-entropy of the targets that are still correct (SEA, "mask-ce")."""
-    return _towards_others(u, y, (u.argmax(1) == y).to(u))
+    return _towards_others(u, y, lambda p, own: right.to(u))
 
 
-def balanced(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def balanced(u, y, right, t, total, share=None):
     """The same with every class weighted with the inverse of its frequency (SEA, "mask-ce-bal")."""
     if share is None:
         raise ValueError("the objective mce-bal needs the frequency of every class in the image set")
-    return _towards_others(u, y, (u.argmax(1) == y).to(u) * share.to(u)[y])
+    return _towards_others(u, y, lambda p, own: right.to(u) * share.to(u)[y])
 
 
-def jensen_shannon(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def jensen_shannon(u, y, right, t, total, share=None):
     """Jensen-Shannon divergence of softmax and one-hot label (SEA): bounded, so that no target dominates."""
-    sure = F.log_softmax(u, 1)
-    log_p = _column(sure, y)
-    p = log_p.exp()
-    weight = -p * (log_p - torch.log1p(p)) / 2
-    direction, _ = _towards_others(u, y, weight)
-    # (KL(p, m) + KL(e_y, m)) / 2 with m = (p + e_y) / 2
-    value = ((1 - p) * log(2) + p * (log_p + log(2) - torch.log1p(p)) + log(2) - torch.log1p(p)) / 2
+    direction, _ = _towards_others(u, y, lambda p, own: -torch.xlogy(own, own / (1 + own)) / 2)
+
+    def value() -> Tensor:
+        """(KL(p, m) + KL(e_y, m)) / 2 with m = (p + e_y) / 2."""
+        own = _column(u.softmax(1), y)
+        return ((1 - own) * log(2) + torch.xlogy(own, 2 * own / (1 + own)) + log(2) - torch.log1p(own)) / 2
+
     return direction, value
 
 
-def tsallis(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def tsallis(u, y, right, t, total, share=None):
     """Tsallis cross-entropy (1 - p_y^(1 - q)) / (1 - q), q linear from -2 to 1; cross-entropy in the limit q = 1."""
     q = -2 + 3 * (t - 1) / max(total - 1, 1)
-    log_p = _column(F.log_softmax(u, 1), y)
-    direction, _ = _towards_others(u, y, ((1 - q) * log_p).exp())
-    return direction, -torch.expm1((1 - q) * log_p) / (1 - q) if q < 1 else -log_p
+    direction, _ = _towards_others(u, y, lambda p, own: own ** (1 - q))
+
+    def value() -> Tensor:
+        log_p = _log_probability(u, y)
+        return -torch.expm1((1 - q) * log_p) / (1 - q) if q < 1 else -log_p
+
+    return direction, value
 
 
-def margin(u: Tensor, y: Tensor, t: int, total: int, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def margin(u, y, right, t, total, share=None):
     """Best other score minus the true one."""
-    others = u.scatter(1, y[:, None], -torch.inf)
-    best, j = others.max(1)
+    best, j = u.scatter(1, y[:, None], -torch.inf).max(1)
     direction = torch.zeros_like(u).scatter_(1, j[:, None], 1.0)
-    return direction.scatter_add_(1, y[:, None], -torch.ones_like(best)[:, None]), best - _column(u, y)
+    direction.scatter_add_(1, y[:, None], -torch.ones_like(best)[:, None])
+    return direction, lambda: best - _column(u, y)
 
 
 LOSSES: dict[str, Loss] = {
@@ -131,17 +135,19 @@ def by_rules(rules: Rules, background: int | None, probabilities: Callable[[Tens
     return objective
 
 
-def by_loss(name: str, iterations: int, shares: Tensor | None) -> Objective:
-    """A loss of `LOSSES` on all targets."""
+def by_loss(name: str, iterations: int, shares: Tensor | None, valued: bool = False) -> Objective:
+    """A loss of `LOSSES` on all targets; its value is 0 unless it is asked for."""
 
     def objective(f: Tensor, problem, passes: int):
         target, labels = problem.labels >= 0, problem.labels.clamp(min=0)
-        direction, value = LOSSES[name](f, labels, min(passes + 1, iterations), iterations, shares)
+        right = f.argmax(1) == labels
+        loss = partial(LOSSES[name], f, labels, right, min(passes + 1, iterations), iterations, shares)
+        value = torch.where(target, loss()[1](), 0).sum() if valued else f.new_zeros(())
 
         def weights(zeros: Tensor, goes: Tensor) -> Tensor:
-            return torch.where((target & goes)[:, None], direction, zeros)
+            return loss()[0].mul_((target & goes)[:, None])
 
-        return target & (f.argmax(1) == labels), weights, torch.where(target, value, 0).sum()
+        return target & right, weights, value
 
     return objective
 
@@ -187,9 +193,15 @@ def _column(values: Tensor, y: Tensor) -> Tensor:
     return values.gather(1, y[:, None])[:, 0]
 
 
-def _towards_others(u: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """w (p - e_y), the gradient of w times the cross-entropy with constant w, and its value."""
-    sure = F.log_softmax(u, 1)
-    direction = sure.exp()
-    direction.scatter_add_(1, y[:, None], -torch.ones_like(weight)[:, None])
-    return direction.mul_(weight[:, None]), -weight * _column(sure, y)
+def _log_probability(u: Tensor, y: Tensor) -> Tensor:
+    return _column(u, y) - u.logsumexp(1)
+
+
+def _towards_others(
+    u: Tensor, y: Tensor, weight: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """w (p - e_y), the gradient of w times the cross-entropy with constant w = weight(p, p_y), and its value."""
+    direction = u.T.softmax(0).T  # scores of pixels lie column by column
+    w = weight(direction, _column(direction, y))
+    direction.scatter_add_(1, y[:, None], -torch.ones_like(w)[:, None])
+    return direction.mul_(w[:, None]), lambda: -w * _log_probability(u, y)
