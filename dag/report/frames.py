@@ -245,7 +245,7 @@ def robustness(scores: Sequence[Mapping], series: Sequence[Mapping], along: str,
     Parameters
     ----------
     scores : sequence of dict
-        One per network; with cells "worst at 8" where there are several attacks at 8, see `dag.workflow.plan.worst`.
+        One per network; with cells "worst of all@8" where there are several attacks at 8, see `dag.workflow.plan.worst`.
     series : sequence of dict
         The attacks, see `dag.workflow.plan.series`.
     along : str
@@ -271,7 +271,7 @@ def robustness(scores: Sequence[Mapping], series: Sequence[Mapping], along: str,
         victim, cells = victims[network]
         rows = {one["attack"]: one["sources"] for one in series if one["network"] == network}
         values = sorted({value for names in rows.values() for value in names})
-        worst = {value: f"worst at {value:g}" for value in values if f"worst at {value:g}" in cells}
+        worst = {value: f"worst of all@{value:g}" for value in values if f"worst of all@{value:g}" in cells}
         for attack, names in (rows | ({"worst of all": worst} if worst else {})).items():
             for value, name in [(0, "none"), *sorted(names.items())]:
                 cell = _cell(victim, cells, name, pixels)

@@ -283,13 +283,13 @@ def _common(names: list[str]) -> str:
 
 
 def worst(config: dict, entry: dict) -> dict[str, dict[str, list[str]]]:
-    """What the worst of all attacks is taken of: {victim: {"worst at 8": sources}} of a table of robustness."""
+    """What the worst of all attacks is taken of: {victim: {"worst of all@8": sources}} of a table of robustness."""
     if entry.get("layout") != "robustness":
         return {}
     found: dict[str, dict[str, list[str]]] = {}
     for one in series(config, entry):
         for value, source in one["sources"].items():
-            found.setdefault(one["network"], {}).setdefault(f"worst at {value:g}", []).append(source)
+            found.setdefault(one["network"], {}).setdefault(f"worst of all@{value:g}", []).append(source)
     return {network: {name: names for name, names in of.items() if len(names) > 1} for network, of in found.items()}
 
 

@@ -47,7 +47,7 @@ def attacked():
         budget_cell("alex@pgd-8", 5.0, 21, {"pixel accuracy": 20.0}),
         budget_cell("alex@pgd-2", 30.0, 21, {"pixel accuracy": 50.0}),
         budget_cell("alex@cospgd-8", 2.0, None, {"pixel accuracy": 10.0}),
-        budget_cell("worst at 8", 1.0, None, {"pixel accuracy": 9.0}, {"alex@pgd-8": 1, "alex@cospgd-8": 59}),
+        budget_cell("worst of all@8", 1.0, None, {"pixel accuracy": 9.0}, {"alex@pgd-8": 1, "alex@cospgd-8": 59}),
     ]
     zf = [
         budget_cell("none", 85.0, 0, {"objects found": 70.0}),

@@ -966,7 +966,7 @@ def test_variants_that_differ_in_one_setting_are_one_attack():
 def test_the_worst_is_of_the_attacks_at_one_budget():
     entry = along("eps", "pgd-8", "pgd-2", "cospgd-8", networks=["mini-fcn-vgg", "mini-fr-zf-07"])
     assert plan.worst(BASE, entry) == {
-        name: {"worst at 8": [f"{name}@pgd-8", f"{name}@cospgd-8"]} for name in ("mini-fcn-vgg", "mini-fr-zf-07")
+        name: {"worst of all@8": [f"{name}@pgd-8", f"{name}@cospgd-8"]} for name in ("mini-fcn-vgg", "mini-fr-zf-07")
     }
     assert plan.worst(BASE, WHITE_BOX) == {}
     assert plan.rows(entry)[:2] == ["none", "mini-fcn-vgg@pgd-8"] and plan.victims(entry) == entry["networks"]
