@@ -245,7 +245,8 @@ def robustness(scores: Sequence[Mapping], series: Sequence[Mapping], along: str,
     Parameters
     ----------
     scores : sequence of dict
-        One per network; with cells "worst of all@8" where there are several attacks at 8, see `dag.workflow.plan.worst`.
+        One per network; with cells "worst of all@8" where there are several attacks at 8, see
+        `dag.workflow.plan.worst`.
     series : sequence of dict
         The attacks, see `dag.workflow.plan.series`.
     along : str
