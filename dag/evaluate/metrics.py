@@ -107,7 +107,7 @@ def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = Non
         If the number of images differs.
     """
     confusions = np.asarray(confusions, np.float64)
-    weights = _weights(weights, len(confusions))
+    weights = check_weights(weights, len(confusions))
     # float64 for a fast product; sums of pixels stay far below 2^53 and are exact
     total = (weights.astype(np.float64) @ confusions.reshape(len(confusions), -1)).reshape(-1, *confusions.shape[1:])
     return {
@@ -207,7 +207,7 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
     ValueError
         If the number of images differs.
     """
-    weights = _weights(weights, len(matches.counts))
+    weights = check_weights(weights, len(matches.counts))
     points, area = (np.full((len(weights), _CLASSES), np.nan) for _ in range(2))
     bounds = np.searchsorted(matches.labels, np.arange(_CLASSES + 1))
     for label in range(1, _CLASSES):
@@ -308,7 +308,8 @@ def _checked(image: int, detection) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return boxes, labels, scores
 
 
-def _weights(weights: np.ndarray | None, images: int) -> np.ndarray:
+def check_weights(weights: np.ndarray | None, images: int) -> np.ndarray:
+    """Copies of each image, int64 (B, N); one row of ones if None.  Raises `ValueError` if they do not fit."""
     weights = np.ones((1, images), np.int64) if weights is None else np.asarray(weights)
     if weights.ndim != 2 or weights.shape[1] != images:
         raise ValueError(f"weights {weights.shape} do not fit {images} images; give (resamples, {images})")

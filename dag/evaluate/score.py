@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dag.data import voc
 from dag.data.voc import Objects
 from dag.evaluate.cells import detections_of, read_manifest
+from dag.evaluate.coco import coco_scores, match_coco
 from dag.evaluate.metrics import (
     bootstrap_weights,
     confusion_matrix,
@@ -28,6 +29,7 @@ from dag.workflow.seeds import generator
 
 # Score and companion by task, and what else is known of every cell.
 METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
+COCO_AP = "COCO AP"  # the other companion of detectors
 ALSO = {"segmentation": ("image mIoU", "pixel accuracy"), "detection": ("objects found",)}
 
 
@@ -40,6 +42,7 @@ def score(
     seed: int,
     missing: Iterable[str] = (),
     worst: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    companion: str = METRICS["detection"][1],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
     """Score every cell of a table.
@@ -60,6 +63,8 @@ def score(
     worst : mapping, optional
         {victim: {name: perturbations}}: the worst of several perturbations is a cell of its own under this name,
         see `dag.evaluate.worst`.
+    companion : str
+        Second metric of detectors, "area mAP" or "COCO AP".
 
     Returns
     -------
@@ -86,7 +91,7 @@ def score(
         task = networks[victim]["task"]
         predictions, known = _predictions([shard[victim, name, pixels] for shard in shards], images)
         seen = _compared(task, truths[task], predictions)
-        values[victim][name, pixels] = _values(task, truths[task], seen, weights) | _size(known)
+        values[victim][name, pixels] = _values(task, truths[task], seen, weights, companion) | _size(known)
         if (victim, name) in members:
             compared[victim, name, pixels] = seen, known
     for victim, groups in (worst or {}).items():
@@ -96,8 +101,9 @@ def score(
             seen, known = zip(*(compared[victim, member, pixels] for member in names), strict=True)
             chosen = _worst(task, truths[task], seen, rng)
             picked = [one[image] for image, one in enumerate(map(seen.__getitem__, chosen))]
+            picked = np.stack(picked) if task == "segmentation" else picked
             values[victim][name, pixels] = (
-                _values(task, truths[task], np.stack(picked) if task == "segmentation" else picked, weights)
+                _values(task, truths[task], picked, weights, companion)
                 | _size([known[attack][image] for image, attack in enumerate(chosen)])
                 | {"passes": _sum([values[victim][member, pixels]["passes"] for member in names])}
                 | {"chosen": {member: int((chosen == attack).sum()) for attack, member in enumerate(names)}}
@@ -110,7 +116,7 @@ def score(
             "images": len(images),
             "missing": list(missing),
             "metric": METRICS[entry["task"]][0],
-            "companion_metric": METRICS[entry["task"]][1],
+            "companion_metric": companion if entry["task"] == "detection" else METRICS[entry["task"]][1],
             "cells": _cells(values[victim]),
         }
         for victim, entry in networks.items()
@@ -223,13 +229,17 @@ def _compared(task: str, truth: list, predictions: list[NDArray]) -> NDArray | l
     return [SimpleNamespace(**detections_of(rows)) for rows in predictions]
 
 
-def _values(task: str, truth: list, compared: NDArray | list[SimpleNamespace], weights: NDArray) -> dict:
+def _values(
+    task: str, truth: list, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
+) -> dict:
     """All metrics, the plain value first and then one per resample, and per-class values."""
     weights = np.concatenate([np.ones_like(weights[:1]), weights])
     if task == "segmentation":
         values = segmentation_scores(compared, weights)
     else:
         values = detection_scores(match_detections(truth, compared), weights)
+        if companion == COCO_AP:
+            values["companion"] = coco_scores(match_coco(truth, compared), weights)[COCO_AP]
     return values | {"per_class": values["per_class"][0]}
 
 

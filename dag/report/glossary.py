@@ -43,6 +43,12 @@ _TERMS = [
         "a detection counts if its IoU with an object is at least 0.5.",
     ),
     ("area mAP", r"\barea mAP\b", "mAP with the area under the precision-recall curve (VOC 2010 and later)."),
+    (
+        "COCO AP",
+        r"\bCOCO AP\b",
+        "Score of detection, AP@[.5:.95]: mean over the classes and ten least IoUs, 0.5 to 0.95, of the precision at "
+        "101 recall levels.",
+    ),
     ("F1", r"\bF1\b", "Harmonic mean of precision and recall of the detections."),
     ("NMS, nms-50", r"\bNMS\b|\bnms-\d", "Non-maximum suppression, and its IoU threshold in percent."),
     ("*", r"\w\*(?!\w)", "The network was trained on other images than the one without the asterisk; see its weights."),

@@ -118,6 +118,7 @@ def image_sets(config: dict, product: str) -> dict[str, dict]:
         found[name] = image_set(config, name) | {
             "given_up": plan.given_up(config, name),
             "victims": victims,
+            "companion": config["image_sets"][name].get("companion", "area mAP"),
             "contents": all_contents(config, name, *plan.tasks(config, victims)),
         }
     return found

@@ -552,7 +552,9 @@ def miss(score: float) -> np.ndarray:
     return np.array([[40, 40, 50, 50, 1, score]], np.float32)
 
 
-def scored(folder: Path, root: Path, predictions: dict, *, task="segmentation", split=(3,), resamples=20, seed=0):
+def scored(
+    folder: Path, root: Path, predictions: dict, *, task="segmentation", split=(3,), resamples=20, seed=0, **more
+):
     """Scores by (perturbation, pixels) of predictions {(perturbation, pixels): {id: array}}."""
     manifests, start = [], 0
     for number, size in enumerate(split):
@@ -569,7 +571,7 @@ def scored(folder: Path, root: Path, predictions: dict, *, task="segmentation", 
         start += size
     networks = {"victim": {"label": "Victim", "task": task}}
     images = [(root, image_id) for image_id in IDS]
-    (found,) = score.score(manifests, images, networks, resamples=resamples, seed=seed)
+    (found,) = score.score(manifests, images, networks, resamples=resamples, seed=seed, **more)
     assert (found["victim"], found["label"], found["task"], found["images"]) == ("victim", "Victim", task, 3)
     json.dumps(found, allow_nan=False)
     return found, {(cell["perturbation"], cell["pixels"]): cell for cell in found["cells"]}
@@ -590,6 +592,17 @@ def test_miou_by_hand(tmp_path, root):
     assert clean["per_class"]["aeroplane"] == pytest.approx(75) and clean["per_class"]["sofa"] is None
     assert clean["per_class"]["background"] == pytest.approx(200 / 3)
     assert attacked["perceptibility"] == pytest.approx(0.001) and attacked["linf"] == 1
+
+
+def test_coco_ap_by_hand(tmp_path, root):
+    """The same at 101 recalls: 0, .01, ... .33 with precision 1, .34, ... .66 with 2/3, 34 and 33 of 101."""
+    clean = {"a": hit(0.9), "b": hit(0.5), "c": miss(0.7)}
+    found, table = scored(
+        tmp_path / "p", root, {("none", "float"): clean}, task="detection", companion="COCO AP", resamples=50
+    )
+    assert (found["metric"], found["companion_metric"]) == ("mAP", "COCO AP")
+    assert table["none", "float"]["companion"] == pytest.approx(100 * (34 + 33 * 2 / 3) / 101)
+    assert table["none", "float"]["companion_se"] > 1
 
 
 def test_map_by_hand(tmp_path, root):
