@@ -21,7 +21,8 @@ from dag.attack.rules import NO_TARGETS, Rules, rules_of
 from dag.attack.targets import Targets, detection_targets, segmentation_targets
 from dag.data import voc
 from dag.data.image_sets import ImageError
-from dag.networks.interface import Detector, Network, Segmenter
+from dag.data.truths import Objects
+from dag.networks.interface import Detector, Network, Segmenter, background_column
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.workflow import store
@@ -73,12 +74,13 @@ def segmentation_problem(
     Targets are foreground pixels, or `everything` that is not void.
     """
     background = rules.background or everything
-    targets = segmentation_targets(label_map, network.labels, rules.labels, background, rng).to(image.device)
+    ground = network.classes.ground
+    targets = segmentation_targets(label_map, network.labels, rules.labels, background, rng, ground).to(image.device)
     pixels = (targets.labels >= 0).nonzero().squeeze(1)
     return Problem(image, targets.labels[pixels], targets.adversarial[pixels], where=pixels, name=name), targets
 
 
-def detection_problem(network: Detector, image: Tensor, objects: voc.Objects, settings: dict, rules: Rules, rng, name):
+def detection_problem(network: Detector, image: Tensor, objects: Objects, settings: dict, rules: Rules, rng, name):
     """`Problem` and `Targets` of one image (3, H, W) with its true objects, on proposals of the clean image."""
     targets = detection_targets(
         network,
@@ -136,7 +138,7 @@ def attacks(
         step=settings["step"],
         method=method,
         shares=shares,
-        background=network.labels.index(0) if 0 in network.labels else None,
+        background=background_column(network),
         probabilities=network.probabilities if detector else None,
         batch=batch,
         late=device == "cuda",

@@ -14,7 +14,7 @@ from dag.attack.engine import Attack
 from dag.attack.methods import method_of, start
 from dag.attack.perturb import attacks, detection_problem, segmentation_problem
 from dag.attack.rules import rules_of
-from dag.data.voc import Objects
+from dag.data.truths import Objects
 from dag.networks.interface import Network
 from dag.workflow import configuration
 from dag.workflow.seeds import generator
@@ -42,7 +42,7 @@ def attack_image(
     image : array_like (H, W, 3)
         RGB, 0..255, as PIL and imageio give it.
     truth : array_like of int (H, W), or Objects
-        Label map, 255 = void; for a detector the objects (`dag.data.voc.Objects`).
+        Label map, 255 = void; for a detector the objects (`dag.data.truths.Objects`).
     attack : str or dict
         "dag", the name of a variant of config/attacks.yaml or config/config.yaml ("segpgd-8"; "segpgd" if `eps` is
         given), or settings as in docs/attacks.md.

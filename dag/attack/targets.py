@@ -1,7 +1,7 @@
 """Which pixels or proposals are attacked, and towards which labels (paper, sections 3.1 and 3.2).
 
-Labels here are columns 0..C-1 of a network's score vector; `network.labels` gives their VOC class
-ids.  -1 marks a pixel that is no target.
+Labels here are columns 0..C-1 of a network's score vector; `network.labels` gives their class
+ids, see `dag.networks.interface.Network`.  -1 marks a pixel that is no target.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dag.data.voc import VOID
+from dag.data.classes import VOID
 from dag.networks.interface import Detector, Proposals
 from dag.networks.layers.boxes import overlap as overlap_of
 
@@ -54,22 +54,29 @@ def derangement(size: int, rng: np.random.Generator) -> np.ndarray:
     Drawn by rejection: about e = 2.7 tries.
     """
     if size < 2:
-        raise ValueError(f"{size} class cannot be permuted without a fixed point; a network needs at least 2")
+        raise ValueError(
+            f"{size} class cannot be permuted without a fixed point; a network needs 2 columns: give it one for "
+            "background, of score 0 if the score of the class goes through a sigmoid"
+        )
     while True:
         permutation = rng.permutation(size)
         if not np.any(permutation == np.arange(size)):
             return permutation
 
 
-def absent_classes(labels: tuple[int, ...], present: list[int], rng: np.random.Generator) -> np.ndarray:
+def absent_classes(
+    labels: tuple[int, ...], present: list[int], rng: np.random.Generator, ground: int | None = 0
+) -> np.ndarray:
     """Map of columns that sends each present class to its own absent foreground class (authors' code).
 
     Parameters
     ----------
     labels : tuple of int
-        VOC ids of the C columns.
+        Class ids of the C columns.
     present : list of int
         Columns of the foreground classes in the image.
+    ground : int or None
+        Class id of the background; None: every class is foreground.
 
     Returns
     -------
@@ -81,41 +88,50 @@ def absent_classes(labels: tuple[int, ...], present: list[int], rng: np.random.G
     ValueError
         If more than half of the foreground classes are present.
     """
-    absent = [column for column, label in enumerate(labels) if label != 0 and column not in present]
+    absent = [column for column, label in enumerate(labels) if label != ground and column not in present]
     if len(present) > len(absent):
         raise ValueError(
-            f"{len(present)} classes are present and only {len(absent)} absent: "
-            "the rule 'absent' cannot give each its own label; use 'derangement' for this image set"
+            f"{len(present)} classes are present and only {len(absent)} absent: the rule 'absent' cannot give each its "
+            "own label; set `options: {labels: derangement}` in the attack (attacks or variants)"
         )
     mapping = np.arange(len(labels))
     mapping[sorted(present)] = rng.permutation(absent)[: len(present)]
     return mapping
 
 
-def adversarial_labels(rule: str, labels: tuple[int, ...], present: list[int], rng: np.random.Generator) -> np.ndarray:
+def adversarial_labels(
+    rule: str, labels: tuple[int, ...], present: list[int], rng: np.random.Generator, ground: int | None = 0
+) -> np.ndarray:
     """Adversarial column of every column, int64 (C,), by the rule "derangement" or "absent"."""
     if rule == "derangement":
         return derangement(len(labels), rng)
     if rule == "absent":
-        return absent_classes(labels, present, rng)
+        return absent_classes(labels, present, rng, ground)
     raise ValueError(f"adversarial labels {rule!r} are unknown; choose derangement or absent")
 
 
 def segmentation_targets(
-    label_map: Tensor, labels: tuple[int, ...], rule: str, background: bool, rng: np.random.Generator
+    label_map: Tensor,
+    labels: tuple[int, ...],
+    rule: str,
+    background: bool,
+    rng: np.random.Generator,
+    ground: int | None = 0,
 ) -> Targets:
     """Every pixel whose true class is foreground; void pixels never.
 
     Parameters
     ----------
     label_map : Tensor, int64 (H, W)
-        VOC class ids, 255 = void.
+        Class ids, 255 = void.
     labels : tuple of int
-        VOC ids of the network's columns.
+        Class ids of the network's columns.
     rule : str
         "derangement" or "absent".
     background : bool
         Authors' demo: background pixels are targets as well, and background is what they shall be.
+    ground : int or None
+        Class id of the background; None: every class is foreground.
 
     Returns
     -------
@@ -133,15 +149,15 @@ def segmentation_targets(
     unknown = sorted(set(label_map[(truth == -1).view_as(label_map)].tolist()) - {VOID})
     if unknown:
         raise ValueError(f"the label map holds classes {unknown}, which the network (classes {labels}) does not know")
-    present = sorted(set(truth[truth >= 0].tolist()) - {labels.index(0)})
-    mapping = torch.from_numpy(adversarial_labels(rule, labels, present, rng))
-    ground = truth == labels.index(0)
+    rest = labels.index(ground) if ground in labels else None
+    present = sorted(set(truth[truth >= 0].tolist()) - {rest})
+    mapping = torch.from_numpy(adversarial_labels(rule, labels, present, rng, ground))
     adversarial = torch.where(truth >= 0, mapping[truth.clamp(min=0)], -1)
-    if background:
-        adversarial[ground] = labels.index(0)
-    else:
-        truth = truth.masked_fill(ground, -1)
-        adversarial = adversarial.masked_fill(ground, -1)
+    if rest is not None and background:
+        adversarial[truth == rest] = rest
+    elif rest is not None:
+        adversarial = adversarial.masked_fill(truth == rest, -1)
+        truth = truth.masked_fill(truth == rest, -1)
     return Targets(truth, adversarial, available=truth.numel())
 
 
@@ -170,7 +186,7 @@ def detection_targets(
     network : Detector
     image : Tensor, float32 (1, 3, H, W)
     boxes, classes : Tensor (R, 4) and int64 (R,)
-        Ground-truth objects, VOC class ids.
+        Ground-truth objects, class ids.
     nms, limit
         Suppression threshold and greatest number of the proposals, 0.9 and 3000 in the paper.
     overlap, confidence : float
@@ -188,7 +204,8 @@ def detection_targets(
     if unknown:
         raise ValueError(f"the image holds objects of classes {unknown}, which the network does not know")
     truth = torch.tensor([columns[label] for label in classes.tolist()], dtype=torch.int64, device=image.device)
-    mapping = torch.from_numpy(adversarial_labels(rule, network.labels, sorted(set(truth.tolist())), rng))
+    present, ground = sorted(set(truth.tolist())), network.classes.ground
+    mapping = torch.from_numpy(adversarial_labels(rule, network.labels, present, rng, ground))
 
     features = network.features(image)
     proposals = network.propose(features, nms=nms, limit=limit)[0]

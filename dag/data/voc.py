@@ -10,39 +10,17 @@ import shutil
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dag.data.classes import VOC, VOID
 from dag.data.image_sets import ImageError, read_ids
+from dag.data.truths import Objects
 
-CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
-VOID = 255
+CLASSES = VOC.names
 
 # Where the files of an image are: the image itself, and its ground truth by task.
 FILES = {
@@ -53,25 +31,6 @@ FILES = {
 
 # Pillow warns of images with more than 89 million pixels and does not name them; `_open` refuses them by name.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The annotated objects of one image.
-
-    Attributes
-    ----------
-    boxes : ndarray, float32 (R, 4)
-        (x_min, y_min, x_max, y_max), 0-based; the last pixel belongs to the box.
-    labels : ndarray, int64 (R,)
-        VOC class ids, 1..20.
-    difficult : ndarray, bool (R,)
-        Objects that VOC's evaluation ignores: neither their detection nor their absence counts.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
 
 
 def _of_one_image(read: Callable) -> Callable:

@@ -157,7 +157,7 @@ def match_detections(truths: Sequence, detections: Sequence, threshold: float = 
     Parameters
     ----------
     truths : sequence of N objects with `boxes` (R, 4), `labels` (R,), `difficult` (R,)
-        E.g. `dag.data.voc.Objects`.
+        E.g. `dag.data.truths.Objects`.
     detections : sequence of N objects with `boxes` (D, 4), `labels` (D,), `scores` (D,)
         In any order; of equal scores the earlier one comes first.
     threshold : float

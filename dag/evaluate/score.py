@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dag.data import voc
-from dag.data.voc import Objects
+from dag.data.truths import Objects
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.evaluate.coco import coco_scores, match_coco
 from dag.evaluate.metrics import (

@@ -7,12 +7,14 @@ import importlib.util
 import inspect
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dag.data.classes import VOC, ClassList
 from dag.networks import state_files
 from dag.networks.contract import check_interface
 from dag.networks.interface import Network
@@ -25,6 +27,7 @@ def build(
     files: dict | None = None,
     fold: bool = True,
     task: str | None = None,
+    classes: ClassList = VOC,
 ) -> Network:
     """Build a network in evaluation mode, with frozen, finite weights.
 
@@ -43,6 +46,8 @@ def build(
         Rewrite the network for speed, see `rewrite`; not for training.
     task : str, optional
         "segmentation" or "detection", the task in the configuration.
+    classes : ClassList
+        What the network's class ids mean.
 
     Raises
     ------
@@ -82,11 +87,28 @@ def build(
             )
     if task is not None and getattr(network, "task", task) != task:
         raise ValueError(f"{architecture} does {network.task} and its entry says {task}; correct the task there")
+    network.classes = classes
     network.eval()
     network.requires_grad_(False)
     if not architecture.startswith("dag.networks."):
         check_interface(network, architecture)
+    elif beyond := [label for label in network.labels if label >= len(classes.names)]:
+        raise ValueError(
+            f"{architecture}: it has a column for class id {beyond[0]}, and the last of its classes is "
+            f"{len(classes.names) - 1}, {classes.names[-1]}; name its list by `classes` of its entry"
+        )
     return rewrite(network) if fold else network
+
+
+def build_told(network: Mapping) -> Network:
+    """Build the network that a job is told of, see `dag.workflow.jobs.network`; raises as `build`."""
+    return build(
+        network["architecture"],
+        network["arguments"],
+        network["files"],
+        task=network["task"],
+        classes=ClassList.of(network["classes"]),
+    )
 
 
 def rewrite(network: Network) -> Network:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dag.data.classes import VOC, ClassList, listed
 from dag.networks.interface import Detector, Proposals, Segmenter
 
 # Height and width of the image: odd and different, to detect swapped axes and sizes that must be divisible.
@@ -68,13 +69,14 @@ def _check(network: nn.Module) -> None:
     for method in (name for name, value in vars(kind).items() if inspect.isfunction(value)):
         if not callable(getattr(network, method, None)):
             raise _Fault(f"it has no method {method}(); define it, or derive the network from {kind.__name__}")
-    _check_labels(getattr(network, "labels", None), kind)
+    classes = getattr(network, "classes", VOC)  # `build` sets them
+    _check_labels(getattr(network, "labels", None), kind, classes)
     modes = [module.training for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if kind is Segmenter:
         _check_segmenter(network)
     else:
-        _check_detector(network)
+        _check_detector(network, classes)
     if [module.training for module in network.modules()] != modes:
         raise _Fault("a pass switches between training and evaluation; leave that to train() and eval()")
     for name, buffer in network.named_buffers():
@@ -82,13 +84,17 @@ def _check(network: nn.Module) -> None:
             raise _Fault(f"a pass changes its buffer {name}; nothing may be learnt in evaluation mode")
 
 
-def _check_labels(labels: object, kind: type) -> None:
-    if not isinstance(labels, Sequence) or not all(isinstance(label, int) and 0 <= label <= 20 for label in labels):
-        raise _Fault(f"its labels are {labels!r}; give a tuple with the VOC class id, 0..20, of every score column")
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise _Fault(f"its labels are {labels!r}; give at least two VOC class ids, none of them twice")
-    if kind is Segmenter and 0 not in labels:
-        raise _Fault(f"its labels are {labels!r}; a segmenter needs a score column for background, 0")
+def _check_labels(labels: object, kind: type, classes: ClassList) -> None:
+    last, least = len(classes.names) - 1, 2 if kind is Segmenter else 1
+    if not isinstance(labels, Sequence) or not all(isinstance(label, int) and 0 <= label <= last for label in labels):
+        raise _Fault(
+            f"its labels are {labels!r}; give a tuple with the class id, 0..{last}, of every score column, a place in "
+            f"the list of classes ({listed(classes)}) that `classes` of its entry names"
+        )
+    if len(labels) < least or len(set(labels)) < len(labels):
+        raise _Fault(f"its labels are {labels!r}; give at least {least} class ids, none of them twice")
+    if kind is Segmenter and classes.ground not in (None, *labels):
+        raise _Fault(f"its labels are {labels!r}; a segmenter needs a score column for background, {classes.ground}")
 
 
 def _check_segmenter(network: nn.Module) -> None:
@@ -109,13 +115,13 @@ def _check_segmenter(network: nn.Module) -> None:
     _check_tensor("label_map(images)", label_map, (1, *SIZE), torch.uint8)
     unknown = sorted(set(label_map.unique().tolist()) - set(network.labels))
     if unknown:
-        raise _Fault(f"label_map(images) holds {unknown}, not in its labels; it must hold VOC class ids, not columns")
+        raise _Fault(f"label_map(images) holds {unknown}, not in its labels; it must hold class ids, not columns")
     _check_scores("network(images)", network, scores)
     if not _close(whole, scores):
         raise _Fault("network(images) is not upsample(body(images), (H, W)); leave forward() as Segmenter has it")
 
 
-def _check_detector(network: nn.Module) -> None:
+def _check_detector(network: nn.Module, classes: ClassList) -> None:
     columns, image = len(network.labels), _image()
     with torch.no_grad():
         features = network.features(image)
@@ -138,7 +144,7 @@ def _check_detector(network: nn.Module) -> None:
     with torch.no_grad():
         detections = network.detect(image)
     _check_untouched(image, "detect(images)")
-    _check_detections(detections, network.labels)
+    _check_detections(detections, set(network.labels) - {classes.ground})
 
 
 def _check_proposals(proposals: Proposals) -> None:
@@ -159,16 +165,18 @@ def _check_proposals(proposals: Proposals) -> None:
         )
 
 
-def _check_detections(detections: object, labels: Sequence[int]) -> None:
+def _check_detections(detections: object, foreground: set[int]) -> None:
     if not isinstance(detections, list) or len(detections) != 1:
         raise _Fault("detect() does not return a list with one Detections per image")
     found = detections[0]
     _check_tensor("boxes of detect()", found.boxes, (None, 4))
     _check_tensor("labels of detect()", found.labels, (len(found.boxes),), torch.int64)
     _check_shares("scores of detect()", found.scores, (len(found.boxes),))
-    unknown = sorted(set(found.labels.tolist()) - (set(labels) - {0}))
+    unknown = sorted(set(found.labels.tolist()) - foreground)
     if unknown:
-        raise _Fault(f"detect() finds {unknown}, not in its labels above 0; it must return VOC class ids, not columns")
+        raise _Fault(
+            f"detect() finds {unknown}, not in its labels without background; it must return class ids, not columns"
+        )
     if (found.scores.diff() > 0).any():
         raise _Fault("detect() does not return the best score first; sort its detections")
 

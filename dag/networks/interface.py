@@ -22,6 +22,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dag.data.classes import VOC, ClassList
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -53,7 +55,7 @@ class Detections:
     ----------
     boxes : Tensor, float32 (D, 4)
     labels : Tensor, int64 (D,)
-        VOC class ids, 1..20.
+        Class ids, see `Network.classes`; never background.
     scores : Tensor, float32 (D,)
         In [0, 1].
     """
@@ -70,15 +72,18 @@ class Network(nn.Module):
     ----------
     task : str
         "segmentation" or "detection".
+    classes : ClassList
+        What class ids mean: positions in this list.  `build` sets it to the list that the network's entry names by
+        `classes`, by default that of VOC.
     labels : tuple of int
-        VOC class id of each of the C score columns; 0 is background.  A single-stage detector
-        has no background column.
+        Class id of each of the C score columns.  A single-stage detector has no column for background.
     channels_last : bool
         Weights, and so all maps, are stored with channels innermost.  Faster for depthwise convolutions
         (benchmarks/RESULTS.md), slower for VGG.
     """
 
     task: str
+    classes: ClassList = VOC
     labels: tuple[int, ...]
     channels_last = False
 
@@ -91,6 +96,12 @@ class Network(nn.Module):
         for block in self.modules():
             if isinstance(block, nn.Sequential):
                 yield from ((block, *pair) for pair in pairwise(block._modules))
+
+
+def background_column(network: Network) -> int | None:
+    """Score column of the background; None if there is none."""
+    ground = network.classes.ground
+    return network.labels.index(ground) if ground in network.labels else None
 
 
 class Segmenter(Network):
@@ -116,7 +127,7 @@ class Segmenter(Network):
 
     @torch.no_grad()
     def label_map(self, images: Tensor) -> Tensor:
-        """Predicted VOC class ids, uint8 (B, H, W)."""
+        """Predicted class ids, uint8 (B, H, W)."""
         columns = self(images).argmax(1)
         # a plain copy would wait until the device has done all that it was told
         return torch.tensor(self.labels, dtype=torch.uint8).to(columns.device, non_blocking=True)[columns]

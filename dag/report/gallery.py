@@ -30,7 +30,8 @@ from PIL import Image
 
 from dag.attack.arithmetic import apply
 from dag.data import voc
-from dag.data.voc import CLASSES, VOID, Objects, colour_map
+from dag.data.truths import Objects
+from dag.data.voc import CLASSES, VOID, colour_map
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.evaluate.metrics import match_detections
 from dag.workflow import store

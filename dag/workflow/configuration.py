@@ -13,6 +13,7 @@ import jsonschema
 import yaml
 
 from dag.data import image_sets
+from dag.data.classes import ClassList
 from dag.workflow import paths, plan
 from dag.workflow.names import PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
@@ -56,6 +57,9 @@ def check(config: dict, schema: Path) -> None:
             if "training" in entry:
                 _check_training(config, name)
             _check_function(entry["architecture"])
+    for name, entry in config["classes"].items():
+        with _at(f"classes.{name}"):
+            ClassList.of(entry)
     with _at("weights"):
         if config["weights"] and not Path(config["weights"]).expanduser().is_dir():
             raise ValueError(f"{config['weights']} is not a folder; name one, or leave it out")

@@ -124,12 +124,19 @@ def image_sets(config: dict, product: str) -> dict[str, dict]:
     return found
 
 
+def classes(config: dict, entry: dict) -> dict:
+    """The list of classes of a network or an image set, without what it looks like."""
+    listed = config["classes"][entry.get("classes", "voc")]
+    return {key: value for key, value in listed.items() if key != "colours"}
+
+
 def network(config: dict, name: str) -> dict:
-    """Name, task, architecture, arguments, weight files by role, and code of a network."""
+    """Name, task, classes, architecture, arguments, weight files by role, and code of a network."""
     entry = config["networks"][name]
     return {
         "name": name,
         "task": entry["task"],
+        "classes": classes(config, entry),
         "architecture": entry["architecture"],
         "arguments": entry.get("arguments", {}),
         "files": {role: paths.told(config, path) for role, path in paths.weights(config, name).items()},

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 
 # Files of config/ that make the default configuration, in order.
-DEFAULTS = ("networks", "recipes", "image_sets", "downloads", "attacks", "config")
+DEFAULTS = ("networks", "recipes", "classes", "image_sets", "downloads", "attacks", "config")
 # Where entries of their own may be added without a change of those that are there.
-BY_NAME = ("variants", "networks", "bodies", "recipes", "image_sets")
+BY_NAME = ("variants", "networks", "bodies", "recipes", "classes", "image_sets")
 # Keys that decide numbers.  Others choose what is shown, say where files are, or are words.
 DECISIVE = ("seed", "permutations", "bootstrap", "mini", "attacks", *BY_NAME)
 WORDS = ("label", "family", "licence", "substitute", "cost")

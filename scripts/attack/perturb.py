@@ -8,14 +8,14 @@ start(snakemake.log[0], snakemake.threads)
 
 from dag.attack import perturb
 from dag.data import image_sets, voc
-from dag.networks.building import build
+from dag.networks.building import build_told
 from dag.workflow import plan
 
 params, source = snakemake.params, snakemake.wildcards.source
 network, settings = params.network, params.settings
 kinds = ("image", network["task"])
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code, kinds)
-built = build(network["architecture"], network["arguments"], network["files"], task=network["task"])
+built = build_told(network)
 voc.check(images, network["task"], built.labels)  # before the first image is attacked
 pixels = None
 if plan.counts_pixels(settings):

@@ -9,7 +9,7 @@ start(snakemake.log[0], snakemake.threads)
 
 from dag.attack import shapes
 from dag.data import voc
-from dag.networks.building import build
+from dag.networks.building import build_told
 from dag.workflow import contents, files
 
 params = snakemake.params
@@ -20,7 +20,7 @@ starts = {image_id: voc.read_image(root, image_id) for root, image_id in images}
 if "noise" in entry:
     starts["noise"] = shapes.noise(*entry["noise"], params.seed)
 shapes.shape(
-    build(network["architecture"], network["arguments"], network["files"], task=network["task"]),
+    build_told(network),
     starts,
     entry["shapes"],
     Path(snakemake.output[0]),

@@ -26,16 +26,11 @@ for victim, perturbations in params.cells.items():
     print(f"{victim}: {len(lacking)} of {len(mine)} cells to compute: {names}", flush=True)
 if missing:  # torch is not even imported when all is there
     from dag.evaluate import predict
-    from dag.networks.building import build
+    from dag.networks.building import build_told
 
-    networks = {}
-    for victim in dict.fromkeys(cell.victim for cell in missing):
-        network = params.networks[victim]
-        networks[victim] = build(
-            network["architecture"], network["arguments"], network["files"], task=network["task"]
-        ).to(device())
+    victims = dict.fromkeys(cell.victim for cell in missing)
     computed = predict.predict(
-        networks,
+        {victim: build_told(params.networks[victim]) for victim in victims},
         lambda image_id: voc.read_image(roots[image_id], image_id),
         list(roots),
         missing,

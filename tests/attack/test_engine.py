@@ -13,7 +13,7 @@ from dag.attack import engine, perturb
 from dag.attack.engine import Problem, dense_adversaries
 from dag.attack.rules import Rules
 from dag.data import mini
-from dag.data.voc import Objects
+from dag.data.truths import Objects
 from dag.networks.building import build
 from dag.networks.caffe import deeplab, faster_rcnn, fcn
 from dag.networks.interface import Segmenter

@@ -68,9 +68,35 @@ def test_absent_classes_are_foreground_wherever_background_stands():
     assert absent_classes((7, 3), [1], generator(0)).tolist() == [0, 0]
 
 
+def test_without_background_every_class_is_a_target():
+    """Two classes, no background: the one becomes the other, and both are attacked, whatever else is asked for."""
+    for background in (False, True):
+        targets = segmentation_targets(
+            torch.tensor([[0, 1, 255]]), (0, 1), "derangement", background, generator(0), ground=None
+        )
+        assert targets.labels.tolist() == [0, 1, -1] and targets.adversarial.tolist() == [1, 0, -1]
+    assert absent_classes((0, 1, 2), [1], generator(0), ground=None)[1] in (0, 2)
+
+
+def test_one_column_has_no_adversarial_label():
+    with pytest.raises(ValueError, match="needs 2 columns: give it one for background"):
+        segmentation_targets(torch.tensor([[0]]), (0,), "derangement", False, generator(0), ground=None)
+
+
+def test_one_class_beside_background():
+    """Algorithm 1 sends it to background; the authors' rule has no absent class to send it to, and says what to set."""
+    label_map = torch.tensor([[0, 1]])
+    targets = segmentation_targets(label_map, (0, 1), "derangement", False, generator(0))
+    assert targets.labels.tolist() == [-1, 1] and targets.adversarial.tolist() == [-1, 0]
+    with pytest.raises(ValueError, match="options: {labels: derangement}"):
+        segmentation_targets(label_map, (0, 1), "absent", True, generator(0))
+
+
 def test_half_of_the_classes_may_be_present_and_no_more():
     assert sorted(absent_classes(LABELS, [1, 2, 3], generator(0))[1:4]) == [4, 5, 6]
-    with pytest.raises(ValueError, match="4 classes are present and only 2 absent.*use 'derangement'"):
+    with pytest.raises(
+        ValueError, match="4 classes are present and only 2 absent.*set `options: {labels: derangement}`"
+    ):
         absent_classes(LABELS, [1, 2, 3, 4], generator(0))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dag.data.voc import Objects
+from dag.data.truths import Objects
 from dag.evaluate.cells import Cell, write_manifest
 from dag.report import gallery
 from dag.workflow import store

@@ -8,6 +8,7 @@ from dag.workflow import contents, jobs, paths, plan
 CONFIG = {
     "experiment": "e", "seed": 2017, "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"],
     "permutations": 1, "pixels": ["float"], "targets": ["t", "f", "g", "c"],
+    "classes": {"voc": {"names": ["ground", "thing"], "colours": ["#000000", "#ffffff"]}, "own": {"names": ["it"]}},
     "downloads": {"a.caffemodel": {"archive": "x.zip", "member": "m/a"}, "x.zip": {"urls": ["u"], "md5": "1"}},
     "networks": {
         "a": {"label": "A", "task": "segmentation", "architecture": "dag.data.mini:make",
@@ -107,6 +108,9 @@ def test_what_training_and_downloads_are_told():
     assert jobs.mirrors(CONFIG | {"weights": "mine"}, "a.caffemodel") == ["mine"]
     network = jobs.network(CONFIG, "a")
     assert network["files"] == paths.weights(CONFIG, "a") and network["code"] == jobs.code("dag.data.mini")
+    assert network["classes"] == {"names": ["ground", "thing"]}
+    own = merge(CONFIG, {"networks": {"a": {"classes": "own"}}})
+    assert jobs.network(own, "a")["classes"] == {"names": ["it"]}
 
 
 def test_names_in_print():

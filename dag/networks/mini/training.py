@@ -182,7 +182,7 @@ def train_detection(
         With the body in `network.trunk`, see `initial`.
     images : sequence of array (3, H, W)
         All of one size, intensities in [0, 255].
-    objects : sequence of `dag.data.voc.Objects`
+    objects : sequence of `dag.data.truths.Objects`
         `boxes` (G, 4), `labels` (G,) VOC class ids, `difficult` (G,); difficult objects are left out.
     iterations, batch, seed, rate, body_factor, title
         As in `train_segmentation`.

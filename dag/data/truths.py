@@ -1,0 +1,82 @@
+"""What there is to recognise in an image, and its translation between the classes of a network and of an image set.
+
+A truth is a label map, uint8 (H, W), or `Objects`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.data.classes import OTHER, VOID, Match
+
+# Where no truth is annotated, the detections of the clean image with this score or more are what is to be detected.
+CONFIDENT = 0.5
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The annotated objects of one image.
+
+    Attributes
+    ----------
+    boxes : ndarray, float32 (R, 4)
+        (x_min, y_min, x_max, y_max), 0-based; the last pixel belongs to the box.
+    labels : ndarray, int64 (R,)
+        Class ids; never background.
+    difficult : ndarray, bool (R,)
+        Objects that the evaluation ignores: neither their detection nor their absence counts.
+    """
+
+    boxes: NDArray
+    labels: NDArray
+    difficult: NDArray
+
+
+def confident(rows: NDArray) -> Objects:
+    """Detections (D, 6) of the clean image, as `dag.evaluate.predict` stores them, taken for the truth."""
+    kept = rows[rows[:, 5] >= CONFIDENT]
+    return Objects(kept[:, :4].astype(np.float32), kept[:, 4].astype(np.int64), np.zeros(len(kept), bool))
+
+
+def for_network(truth: NDArray | Objects, match: Match) -> NDArray | Objects:
+    """A truth in the class ids of a network: what it does not know is void, or left out."""
+    if isinstance(truth, np.ndarray):
+        return _table(match.truth, VOID)[truth]
+    known = np.array([match.truth[label] is not None for label in truth.labels], bool)
+    labels = np.array([match.truth[label] for label in truth.labels[known]], np.int64)
+    return Objects(truth.boxes[known], labels, truth.difficult[known])
+
+
+def for_image_set(prediction: NDArray, match: Match, ground: int | None) -> NDArray:
+    """A predicted label map (H, W) or detections (D, 6) in the class ids of an image set.
+
+    A class that the image set does not have is its background `ground`, or `OTHER` where it has none; detections of
+    such classes are left out.
+    """
+    if prediction.dtype == np.uint8:
+        return _table(match.seen, OTHER if ground is None else ground)[prediction]
+    labels = [match.seen[int(label)] for label in prediction[:, 4]]
+    kept = np.array([label not in (None, ground) for label in labels], bool)
+    found = prediction[kept]
+    found[:, 4] = [label for label in labels if label not in (None, ground)]
+    return found
+
+
+def without(truth: NDArray | Objects, unknown: Iterable[int]) -> tuple[NDArray | Objects, int]:
+    """A truth in which some classes do not count, void or difficult, and how many pixels or objects these are."""
+    ignored = np.isin(truth if isinstance(truth, np.ndarray) else truth.labels, list(unknown))
+    if isinstance(truth, np.ndarray):
+        return np.where(ignored, np.uint8(VOID), truth), int(ignored.sum())
+    return replace(truth, difficult=truth.difficult | ignored), int((ignored & ~truth.difficult).sum())
+
+
+def _table(labels: tuple[int | None, ...], missing: int) -> NDArray[np.uint8]:
+    """What every value of a label map becomes."""
+    table = np.full(256, VOID, np.uint8)
+    table[: len(labels)] = [missing if label is None else label for label in labels]
+    table[OTHER] = OTHER
+    return table
