@@ -114,6 +114,7 @@ rule tabulate_claims:
         networks=plan.printed_networks(config),
         families=plan.families(config),
         architectures=plan.architectures(config),
+        printed=plan.as_printed(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_claims.py"),
     script:

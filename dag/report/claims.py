@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 from scipy.stats import beta
@@ -26,8 +26,9 @@ HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not resolved", "cannot b
 # Images below which nothing is decided: a bootstrap over fewer does not know how they differ.
 FEWEST = 10
 
-# The attack of a task as configured, and the variant that the paper's text describes.
-ATTACKS = {"": "default attack", "algorithm-1": "Algorithm 1 as printed"}
+# The attack of a task as configured, and the one that the paper's text describes.
+PRINTED = "as printed"
+ATTACKS = {"": "default attack", PRINTED: "Algorithm 1 as printed"}
 
 _CAPTION = (
     "The verdicts are about the networks and images of this experiment. Drops are in percentage points; ± is the "
@@ -42,7 +43,11 @@ _CELL = ["base", "victim", "image_set"]
 
 
 def claims(
-    cells: pd.DataFrame, statuses: pd.DataFrame, families: Mapping[str, str], architectures: Mapping[str, str]
+    cells: pd.DataFrame,
+    statuses: pd.DataFrame,
+    families: Mapping[str, str],
+    architectures: Mapping[str, str],
+    printed: Collection[str] = (),
 ) -> pd.DataFrame:
     """Every claim with its verdict.
 
@@ -57,6 +62,8 @@ def claims(
         Family of every network: what counts as one architecture from one pretrained start.
     architectures : mapping of str to str
         Architecture of every network, whatever its weights.
+    printed : collection of str
+        Variants that differ from the default attack by following Algorithm 1 as it is printed.
 
     Returns
     -------
@@ -71,7 +78,8 @@ def claims(
         If a source of the cells is not in `statuses`, or a network has no family.
     """
     missing = dict.fromkeys(" ".join([*cells.missing.unique(), *statuses.missing.unique()]).split())
-    cells = _described(cells, dict(zip(statuses.source, statuses.task, strict=True)), families)
+    statuses = statuses.assign(attack=[_attack([source], printed) for source in statuses.source])
+    cells = _described(cells, dict(zip(statuses.source, statuses.task, strict=True)), families, printed)
     shown = cells[cells.pixels == "float"]
     default = shown[shown.attack == ""]
     rows = [
@@ -114,7 +122,9 @@ def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 110, subsequent_indent=indent)
 
 
-def _described(cells: pd.DataFrame, tasks: Mapping[str, str], families: Mapping[str, str]) -> pd.DataFrame:
+def _described(
+    cells: pd.DataFrame, tasks: Mapping[str, str], families: Mapping[str, str], printed: Collection[str]
+) -> pd.DataFrame:
     """The cells of the paper's perturbations, each once, with what its perturbation is made of.
 
     Scaled perturbations and controls other than the permuted one are not the paper's.
@@ -135,7 +145,7 @@ def _described(cells: pd.DataFrame, tasks: Mapping[str, str], families: Mapping[
         base=base,
         sources=sources,
         networks=networks,
-        attack=sources.map(lambda names: "+".join(sorted({name.partition("@")[2] for name in names}))),
+        attack=sources.map(lambda names: _attack(names, printed)),
         same_task=[tasks[names[0]] == task for names, task in zip(sources, cells.task, strict=True)],
         same_family=[
             families[victim] in {families[name] for name in names}
@@ -331,8 +341,10 @@ def _sum_of_drops(cells: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def _attack(sources: pd.Series) -> pd.Series:
-    return sources.map(lambda source: source.partition("@")[2])
+def _attack(sources: Sequence[str], printed: Collection[str]) -> str:
+    """The attack that made the perturbations of sources: a key of `ATTACKS`, or else names of variants."""
+    variants = {source.partition("@")[2] for source in sources}
+    return "+".join(sorted(PRINTED if variant in printed else variant for variant in variants))
 
 
 def _by_task(statuses: pd.DataFrame, attack: str) -> dict[str, pd.DataFrame]:
@@ -340,14 +352,14 @@ def _by_task(statuses: pd.DataFrame, attack: str) -> dict[str, pd.DataFrame]:
     found = {}
     for task in ("segmentation", "detection"):
         rows = statuses[(statuses.task == task) & (statuses.images > statuses.no_targets)]
-        named = rows[_attack(rows.source) == attack]
-        found[task] = named if len(named) else rows[_attack(rows.source) == ""]
+        named = rows[rows.attack == attack]
+        found[task] = named if len(named) else rows[rows.attack == ""]
     return found
 
 
 def _asked(statuses: pd.DataFrame, attack: str) -> bool:
     """Whether some source follows an attack."""
-    return bool((_attack(statuses.source) == attack).any())
+    return bool((statuses.attack == attack).any())
 
 
 def _iterations(statuses: pd.DataFrame, attack: str) -> tuple[str, ...]:
@@ -373,7 +385,7 @@ def _iterations(statuses: pd.DataFrame, attack: str) -> tuple[str, ...]:
 
 
 def _converged(statuses: pd.DataFrame, attack: str) -> tuple[str, ...]:
-    rows = statuses[_attack(statuses.source) == attack]
+    rows = statuses[statuses.attack == attack]
     rows = rows.assign(attacked=rows.images - rows.no_targets, failed=rows.iteration_limit + rows.no_gradient)
     sums = rows.groupby("task", sort=False)[["failed", "attacked"]].sum()
     sums = sums[sums.attacked > 0]

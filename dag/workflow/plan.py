@@ -231,6 +231,11 @@ def architectures(config: dict) -> dict[str, str]:
     }
 
 
+def as_printed(config: dict) -> list[str]:
+    """Variants that differ from the default attack by following Algorithm 1 as it is printed, and by nothing else."""
+    return [name for name, changes in config["variants"].items() if changes == {"rules": "algorithm-1"}]
+
+
 def mentioned(entry: dict) -> list[str]:
     """Networks that a table or figure mentions, in order of their names."""
     return sorted({*victims(entry), *(network_of(source) for source, _ in source_sets(entry))})

@@ -67,7 +67,7 @@ STATUSES = statuses(zf=40, zf2=42, vgg=44, fcn=20)
 
 
 def found(cells=None, status=STATUSES, families=FAMILIES):
-    rows = claims.claims(frame() if cells is None else cells, status, families, ARCHITECTURES)
+    rows = claims.claims(frame() if cells is None else cells, status, families, ARCHITECTURES, ["algorithm-1"])
     assert set(rows.verdict) <= {"holds", "does not hold", "not resolved", "cannot be asked here"}
     assert ((rows.value == "") == (rows.verdict == "cannot be asked here")).all()
     return rows
@@ -205,7 +205,7 @@ def test_starts():
     cells, status = frame(), statuses(zf=40, zf2=42, vgg=44, fcn=20, fcn2=20)
     assert claim(found(cells, status, FAMILIES | {"zf2": "zf-b"}), start)[0] == "cannot be asked here"
     three = ARCHITECTURES | {"vgg": "zf"}
-    rows = claims.claims(cells, status, FAMILIES, three)
+    rows = claims.claims(cells, status, FAMILIES, three, ["algorithm-1"])
     # zf on zf2 30, zf2 on zf 20; vgg on zf and zf2 4 and 4, zf and zf2 on vgg 6 and 2
     assert claim(rows, start) == (
         "holds", "mean drop same start 25.0 ± 1.0 (2 cells), independent start 4.0 ± 1.0 (4 cells)"
