@@ -219,20 +219,18 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
             points[chunk, label], area[chunk, label] = _average_precision(
                 matches.scores[rows], matches.hits[rows], matches.images[rows], counts, weights[chunk]
             )
-    found, _ = found_and_false(matches).T
     return {
         "score": 100 * _mean(points),
         "companion": 100 * _mean(area),
         "per_class": 100 * points,
-        "objects found": 100 * _share(weights @ found, weights @ matches.counts.sum(1)),
+        "objects found": 100 * _share(weights @ objects_found(matches), weights @ matches.counts.sum(1)),
     }
 
 
-def found_and_false(matches: Matches) -> np.ndarray:
-    """Objects found and false positives of every image, int64 (N, 2), by detections with a score of at least `SURE`."""
-    sure, images = matches.scores >= SURE, len(matches.counts)
-    of = [np.bincount(matches.images[sure & (matches.hits == hit)], minlength=images) for hit in (True, False)]
-    return np.stack(of, 1)
+def objects_found(matches: Matches) -> np.ndarray:
+    """Objects of every image that a detection with a score of at least `SURE` has found, int64 (N,)."""
+    found = matches.images[matches.hits & (matches.scores >= SURE)]
+    return np.bincount(found, minlength=len(matches.counts))
 
 
 def _average_precision(

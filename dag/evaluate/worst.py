@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,20 +44,20 @@ def worst_confusions(confusions: NDArray, rng: np.random.Generator) -> NDArray:
     return chosen
 
 
-def worst_detections(hits: Sequence[Sequence[tuple[int, int]]]) -> NDArray:
-    """Choose for every image the attack after which the fewest objects are found.
+def worst_detections(scores: NDArray, false: NDArray) -> NDArray:
+    """Choose for every image the attack after which it has the lowest score.
 
     Parameters
     ----------
-    hits : sequence (A) of sequences (N) of (found, false)
-        Objects found and false positives of every attack on every image, see
-        `dag.evaluate.metrics.found_and_false`.
+    scores : ndarray (A, N)
+        mAP of every image alone after each of A attacks; NaN without objects.
+    false : ndarray (A, N)
+        Sum of the scores of its false positives.
 
     Returns
     -------
     ndarray, int64 (N,)
-        The attack of every image; of equals that with the most false positives, then the first.
+        The attack of every image; of equals, and without objects, that with the most false positives, then the first.
     """
-    found, false = np.moveaxis(np.asarray(hits, np.int64), -1, 0)
-    fewest = found == found.min(0)
-    return np.where(fewest, false, -1).argmax(0)
+    scores = np.nan_to_num(np.asarray(scores, np.float64))
+    return np.where(scores == scores.min(0), false, -1).argmax(0)

@@ -261,7 +261,7 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
         if (frame.attack == "worst of all").any():
             sentences.append(
                 "Worst of all: on every image the attack that lowers the mIoU of the whole set most, by exchange; for "
-                "detectors that after which the fewest objects are found."
+                "detectors the one after which the image has the lowest mAP."
             )
         if "objects found" in frame:
             sentences.append("Objects found: by a detection of their class with a score of at least 0.5.")

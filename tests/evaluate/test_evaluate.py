@@ -620,6 +620,40 @@ def test_map_by_hand(tmp_path, root):
     assert table["net", "float"]["per_class"]["bicycle"] is None
 
 
+def worst_of_two(folder: Path, root: Path, one: dict, other: dict, clean: dict, task: str) -> tuple[dict, dict, dict]:
+    """Cells of two attacks and of the worst of both."""
+    table = {("none", "float"): clean, ("net@x", "float"): one, ("net@y", "float"): other}
+    worst = {"victim": {"worst of all@8": ["net@x", "net@y"]}}
+    _, found = scored(folder, root, table, task=task, worst=worst)
+    return tuple(found[name, "float"] for name in ("net@x", "net@y", "worst of all@8"))
+
+
+def test_the_worst_of_two_segmentation_attacks_by_hand(tmp_path, root):
+    # x leaves image a alone, y the others: together everything is background
+    x = label_maps({"a": CLEAN["a"], "b": NOTHING["b"], "c": NOTHING["c"]})
+    y = label_maps({"a": NOTHING["a"], "b": CLEAN["b"], "c": CLEAN["c"]})
+    one, other, worst = worst_of_two(tmp_path / "p", root, x, y, label_maps(CLEAN), "segmentation")
+    assert worst["score"] == pytest.approx(100 * 5 / 11 / 3) and worst["score"] < min(one["score"], other["score"])
+    assert worst["chosen"] == {"net@x": 2, "net@y": 1} and "chosen" not in one
+    assert worst["also"]["pixel accuracy"]["value"] == pytest.approx(100 * 5 / 11)
+
+
+def test_the_worst_of_two_detection_attacks_by_hand(tmp_path, root):
+    gone = np.zeros((0, 6), np.float32)
+    x, y = {"a": hit(0.9), "b": gone, "c": gone}, {"a": gone, "b": hit(0.9), "c": miss(0.4)}
+    one, other, worst = worst_of_two(tmp_path / "p", root, x, y, dict.fromkeys(IDS, hit(0.9)), "detection")
+    assert worst["score"] == 0 and one["score"] == other["score"] == pytest.approx(400 / 11)
+    assert worst["chosen"] == {"net@x": 1, "net@y": 2}  # on c both find nothing, y something false
+
+
+def test_the_worst_is_not_above_a_single_attack(tmp_path, root):
+    # Image by image x is worse (its false positives come first), for the set y is: what it finds comes last.
+    x = {image_id: np.concatenate([miss(0.9 - k / 10), hit(0.8 - k / 10)]) for k, image_id in enumerate(IDS)}
+    y = {"a": hit(0.1), "b": np.concatenate([miss(0.9)] * 9), "c": np.concatenate([miss(0.8)] * 9)}
+    one, other, worst = worst_of_two(tmp_path / "p", root, x, y, dict.fromkeys(IDS, hit(0.9)), "detection")
+    assert worst["score"] <= min(one["score"], other["score"]) + 1e-12
+
+
 def resampled(predictions: dict, weights: np.ndarray) -> np.ndarray:
     """mIoU of every resample, from images that are really repeated."""
     values = []

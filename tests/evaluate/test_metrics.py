@@ -216,7 +216,7 @@ def test_objects_found_by_hand():
         detections((BOX, 2, 0.7)),
     ]
     matches = metrics.match_detections(truths, found)
-    assert metrics.found_and_false(matches).tolist() == [[1, 1], [0, 1]]
+    assert metrics.objects_found(matches).tolist() == [1, 0]
     assert metrics.detection_scores(matches)["objects found"] == pytest.approx(100 / 3)
     assert metrics.detection_scores(matches, np.array([[2, 0], [0, 2]]))["objects found"] == pytest.approx([50, 0])
 

@@ -33,9 +33,7 @@ def test_exchange_ends_where_no_other_choice_for_one_image_is_lower(seed):
     assert reached <= min(miou(confusions, all_) for all_ in product(range(3), repeat=5)) + 3
 
 
-def test_the_fewest_objects_then_the_most_false_ones_then_the_first():
-    hits = [
-        [(2, 0), (1, 0), (1, 3), (0, 1)],
-        [(1, 0), (1, 2), (1, 3), (1, 9)],
-    ]
-    assert worst_detections(hits).tolist() == [1, 1, 0, 0]
+def test_the_lowest_score_then_the_most_false_positives_then_the_first():
+    scores = [[20, 10, 10, 0, np.nan], [10, 10, 10, 0, np.nan]]
+    false = [[0.0, 0.5, 2.0, 0.7, 0.1], [0.0, 1.5, 2.0, 0.0, 0.2]]
+    assert worst_detections(scores, false).tolist() == [1, 1, 0, 0, 1]
