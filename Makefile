@@ -15,7 +15,7 @@ DRY := $(filter -n -np --dry-run --dryrun,$(ARGS))
 RULES := Snakefile rules
 
 .DELETE_ON_ERROR:
-.PHONY: help all test smoke slurm-test gpu-check lint format report lock clean
+.PHONY: help all test zoo smoke slurm-test gpu-check lint format report lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,10 @@ all: $(if $(DRY),$(or $(wildcard $(READY)),$(PLANNING)),$(READY))  ## run the wo
 
 test: lint  ## all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
+
+zoo: $(READY)  ## 24 real networks on VOC, hours, resumable: VOC=folder WEIGHTS=folder; without them both are downloaded
+	$(BIN)/snakemake --cores $(CORES) --workflow-profile profiles/default all --configfile config/pocket.yaml config/zoo.yaml \
+		$(if $(VOC)$(WEIGHTS),--config $(if $(VOC),voc="$(VOC)") $(if $(WEIGHTS),weights="$(WEIGHTS)")) $(ARGS)
 
 smoke: $(READY)  ## the experiments of the paper and of torchvision: random weights, two images, half an hour
 	$(BIN)/python -m pytest -m full $(ARGS)

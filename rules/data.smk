@@ -225,6 +225,7 @@ rule list_images:
         "../environment.yml"
     params:
         expected=lambda wildcards: jobs.derived_list(config, wildcards.image_set),
+        spaced=lambda wildcards: jobs.spaced(config, wildcards.image_set),
         code=code("scripts/data/list_images.py"),
     script:
         "../scripts/data/list_images.py"

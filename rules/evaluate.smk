@@ -3,6 +3,7 @@
 PRODUCTS  results/{experiment}/{image_set}/predictions/{victim}/{perturbation}.{pixels}/{shard}.h5
           results/{experiment}/cells/{product}/{image_set}/{shard}.json   the cells that a table is made of
           results/{experiment}/scores/{product}.json
+          results/{experiment}/lineages/{product}.json                    pairs of networks, how alike, what is lost
 """
 
 
@@ -72,3 +73,34 @@ rule score:
         code=code("scripts/evaluate/score.py"),
     script:
         "../scripts/evaluate/score.py"
+
+
+rule compare_networks:
+    """Every source and victim of a figure of lineages: how alike they are, what the victim loses, and means of that."""
+    input:
+        manifests=lambda wildcards: paths.manifests(config, wildcards.product),
+        checked=lambda wildcards: paths.checks(config, wildcards.product),
+        lists=lambda wildcards: lists_of(*plan.image_sets(product(wildcards.product))),
+        weights=lambda wildcards: jobs.weights(config, plan.mentioned(product(wildcards.product))),
+    output:
+        "results/{experiment}/lineages/{product}.json",
+    log:
+        "logs/compare_networks/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=one_of(plan.of_kind(config, "lineage")),
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        networks=lambda wildcards: {
+            name: jobs.network(config, name) for name in plan.mentioned(product(wildcards.product))
+        },
+        kin=lambda wildcards: description.kin(config, product(wildcards.product)),
+        image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
+        bootstrap=config["bootstrap"],
+        seed=config["seed"],
+        code=code("scripts/evaluate/compare_networks.py"),
+    script:
+        "../scripts/evaluate/compare_networks.py"

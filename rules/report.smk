@@ -208,6 +208,33 @@ rule plot_transfer:
         "../scripts/report/plot_transfer.py"
 
 
+rule plot_lineage:
+    """What carries a perturbation: loss against likeness of weights, and its means by how networks are related."""
+    input:
+        "results/{experiment}/lineages/{product}.json",
+    output:
+        csv="results/{experiment}/figures/{product}.csv",
+        pairs="results/{experiment}/figures/{product}_pairs.csv",
+        svg="results/{experiment}/figures/{product}.svg",
+        png=report(
+            "results/{experiment}/figures/{product}.png",
+            caption="../report/lineage.rst",
+            category="Beyond the paper",
+            labels={"figure": "{product}"},
+        ),
+    log:
+        "logs/plot_lineage/{experiment}/{product}.txt",
+    wildcard_constraints:
+        product=one_of(plan.of_kind(config, "lineage")),
+    conda:
+        "../environment.yml"
+    params:
+        entry=lambda wildcards: product(wildcards.product),
+        code=code("scripts/report/plot_lineage.py"),
+    script:
+        "../scripts/report/plot_lineage.py"
+
+
 rule plot_convergence:
     """Figure 4: active targets against iterations."""
     input:

@@ -79,7 +79,7 @@ def score(
         images, and kept in the resamples.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
-    weights = bootstrap_weights(len(images), resamples, int(generator("bootstrap", seed).integers(2**31)))
+    weights = _weights(len(images), resamples, seed)
     truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
     values: dict[str, dict] = {victim: {} for victim in networks}
     compared: dict[tuple[str, str, str], tuple[NDArray | list, dict]] = {}
@@ -88,8 +88,8 @@ def score(
     }
     for victim, name, pixels in progress(list(shards[0])):
         task = networks[victim]["task"]
-        predictions, known = _predictions([shard[victim, name, pixels] for shard in shards], images)
-        seen = _compared(task, truths[task], predictions)
+        outputs, known = predictions([shard[victim, name, pixels] for shard in shards], images)
+        seen = _compared(task, truths[task], outputs)
         values[victim][name, pixels] = _values(task, truths[task], seen, weights, companion) | _size(known)
         if (victim, name) in members:
             compared[victim, name, pixels] = seen, known
@@ -122,6 +122,40 @@ def score(
     ]
 
 
+def resampled_scores(
+    manifests: list[Path],
+    images: list[tuple[Path, str]],
+    networks: dict[str, dict],
+    *,
+    resamples: int,
+    seed: int,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict[tuple[str, str, str], tuple[NDArray, dict]]:
+    """Score of every cell in every resample: what comparisons of many cells are made of.
+
+    Parameters
+    ----------
+    manifests, images, networks, resamples, seed
+        As of `score`, with the same resamples.
+
+    Returns
+    -------
+    dict
+        By (victim, perturbation, pixels): the scores in percent, float64 (1 + resamples,), the plain one first, and
+        perceptibility (mean over images), linf and passes.
+    """
+    shards = [read_manifest(manifest) for manifest in manifests]
+    weights = _weights(len(images), resamples, seed)
+    truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
+    found = {}
+    for cell in progress(list(shards[0])):
+        task = networks[cell[0]]["task"]
+        seen, known = predictions([shard[cell] for shard in shards], images)
+        values = _values(task, truths[task], _compared(task, truths[task], seen), weights)
+        found[cell] = values["score"], _size(known)
+    return found
+
+
 def clean_scores(
     manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict], threshold: float = 0.5
 ) -> NDArray:
@@ -144,8 +178,8 @@ def clean_scores(
     alone = np.ones((1, 1), np.int64)
     found = []
     for victim, entry in networks.items():
-        predictions, _ = _predictions([shard[victim, "none", "float"] for shard in shards], images)
-        pairs = zip(_truth(images, entry["task"]), predictions, strict=True)
+        seen, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
+        pairs = zip(_truth(images, entry["task"]), seen, strict=True)
         if entry["task"] == "segmentation":
             found.append(
                 [
@@ -202,12 +236,16 @@ def _cells(values: dict) -> list[dict]:
     return cells
 
 
+def _weights(images: int, resamples: int, seed: int) -> NDArray:
+    return bootstrap_weights(images, resamples, int(generator("bootstrap", seed).integers(2**31)))
+
+
 def _truth(images: list[tuple[Path, str]], task: str) -> list[NDArray] | list[Objects]:
     read = voc.read_label_map if task == "segmentation" else voc.read_objects
     return [read(root, image_id) for root, image_id in images]
 
 
-def _predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
+def predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
     """Stored arrays and attributes in the order of the image set."""
     found = {}
     for shard in shards:

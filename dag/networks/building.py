@@ -143,12 +143,39 @@ def load_weights(network: nn.Module, path: Path) -> None:
     ValueError
         If the file cannot be read, or its tensors do not fit the network.
     """
+    found: dict = {}
     try:
-        network.load_state_dict(state_files.read(path))
+        found = state_files.read(path)
+        network.load_state_dict(found)
     except Exception as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])  # the second names the layer
-        reason = reason if len(reason) < 400 else reason[:400] + " ..."
+        reason = _misfit(network.state_dict(), found) if found else None
+        if reason is None:
+            reason = " ".join(
+                line.strip() for line in str(error).strip().splitlines()[:2]
+            )  # the second names the layer
+            reason = reason if len(reason) < 400 else reason[:400] + " ..."
         raise ValueError(f"{path}: cannot be loaded as weights of {type(network).__name__}: {reason}") from error
+
+
+def _misfit(own: dict, found: dict) -> str | None:
+    """In which tensors a state dict differs from that of a network, and what to do about it."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items() if hasattr(tensor, "shape")}
+    other = [name for name in own if name in shapes and shapes[name] != tuple(own[name].shape)]
+    if other:
+        return (
+            f"{len(other)} of its {len(own)} tensors have another shape, the first is {other[0]}, "
+            f"{shapes[other[0]]} in the file and {tuple(own[other[0]].shape)} in the network; "
+            "name the file of a network of this width and with these classes, or correct `arguments` of its entry"
+        )
+    missing, strange = [name for name in own if name not in found], [name for name in found if name not in own]
+    if missing:
+        return (
+            f"{len(missing)} of its {len(own)} tensors are not in the file, the first is {missing[0]}; "
+            "name the file of a network of this architecture"
+        )
+    if strange:
+        return f"it lacks {len(strange)} tensors of the file, the first is {strange[0]}; name its architecture"
+    return None
 
 
 def function_of(architecture: str):

@@ -163,6 +163,24 @@ def substitutes(config: dict, entry: dict) -> dict[str, str]:
     return {plan.printed(config, name): networks[name]["substitute"] for name in stands_in}
 
 
+def kin(config: dict, entry: dict) -> dict[str, dict]:
+    """How the networks that a table or figure mentions are related, with their printed names and tasks.
+
+    A network without a lineage is the only one of its own.
+    """
+    families, networks = plan.families(config), config["networks"]
+    return {
+        name: printed
+        | {
+            "family": families[name],
+            "lineage": networks[name].get("lineage", name),
+            "parent": networks[name].get("parent"),
+            "arguments": networks[name].get("arguments", {}),
+        }
+        for name, printed in plan.printed_networks(config, plan.mentioned(entry)).items()
+    }
+
+
 def experiment(config: dict) -> dict:
     """The facts of an experiment, as text and numbers.
 

@@ -57,6 +57,9 @@ def check(config: dict, schema: Path) -> None:
             if "training" in entry:
                 _check_training(config, name)
             _check_function(entry["architecture"])
+            parent = entry.get("parent", name)
+            if config["networks"][parent].get("lineage") != entry.get("lineage"):
+                raise ValueError(f"parent {parent!r} is of another lineage; give both the same")
     for name, entry in config["classes"].items():
         with _at(f"classes.{name}"):
             ClassList.of(entry)
@@ -241,6 +244,9 @@ def _check_product(config: dict, entry: dict) -> None:
         if config["image_sets"][image_set].get("repeated"):
             raise ValueError(f"image set {image_set!r} may list an image twice; it is for training alone")
     _check_choice(entry)
+    _check_order(entry)
+    if entry.get("kind") == "lineage" and (others or len(plan.tasks(config, plan.victims(entry))) > 1):
+        raise ValueError("losses of two tasks or image sets have no mean; make one figure for each")
     if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
         raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")
     plan.series(config, entry)
@@ -265,6 +271,12 @@ def _check_choice(entry: dict) -> None:
                     f"a panel of the arrangement rows has one victim, "
                     f"not {len(panel['victims'])}; make a panel for each, or choose another arrangement"
                 )
+
+
+def _check_order(entry: dict) -> None:
+    """Refuse an order of what is not a matrix."""
+    if "order" in entry and entry["kind"] != "matrix":
+        raise ValueError("order is for the rows and columns of a matrix; leave it out")
 
 
 def _check_paper(entry: dict) -> None:
@@ -295,6 +307,8 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         recipe != PerturbationName(recipe.sources) or len(recipe.sources) != 1
     ):
         raise ValueError("only sources are shown here; name one, without a sum, a scale or a control")
+    if kind == "lineage" and (len(recipe.sources) != 1 or recipe.control):
+        raise ValueError("only what one network has made stands in a lineage; name a source, or one scaled, a.p-4")
     if kind == "strength" and (recipe.scale or not recipe.sources):
         raise ValueError("the figure scales a source, a sum, or a control of these; name one, without .p-")
     if kind == "intervals" and (recipe.control or not recipe.sources):

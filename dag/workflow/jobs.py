@@ -5,6 +5,7 @@ Pure functions of the configuration; where files are is said in `dag.workflow.pa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def voc_members(year: str) -> list[str]:
 def derived_list(config: dict, image_set: str) -> dict:
     """Size and digest that a derived list must have."""
     return {key: config["image_sets"][image_set].get(key) for key in ("size", "sha256")}
+
+
+def spaced(config: dict, image_set: str) -> bool:
+    """Whether a derived list has only as many images as its size says, evenly spaced."""
+    return config["image_sets"][image_set].get("spaced", False)
 
 
 def image_set(config: dict, name: str) -> dict:
@@ -172,7 +178,12 @@ def cells(config: dict, product: str, image_set: str) -> dict[str, list[str]]:
 
 def cell_weights(config: dict, product: str, image_set: str) -> list[str]:
     """Weight files of these victims."""
-    return [file for victim in cells(config, product, image_set) for file in paths.weights(config, victim).values()]
+    return weights(config, cells(config, product, image_set))
+
+
+def weights(config: dict, networks: Iterable[str]) -> list[str]:
+    """Weight files of networks."""
+    return [file for name in networks for file in paths.weights(config, name).values()]
 
 
 def cell_perturbations(config: dict, product: str, image_set: str, shard: str) -> list[str]:

@@ -14,7 +14,7 @@ DEFAULTS = ("networks", "recipes", "classes", "image_sets", "downloads", "attack
 BY_NAME = ("variants", "networks", "bodies", "recipes", "classes", "image_sets")
 # Keys that decide numbers.  Others choose what is shown, say where files are, or are words.
 DECISIVE = ("seed", "permutations", "bootstrap", "mini", "attacks", *BY_NAME)
-WORDS = ("label", "family", "licence", "substitute", "cost")
+WORDS = ("label", "family", "lineage", "parent", "licence", "substitute", "cost")
 
 
 def defaults(folder: Path) -> dict:

@@ -44,7 +44,11 @@ def derived_lists(config: dict) -> dict[str, dict[str, list[str]]]:
     masks = [("VOC2012", "Segmentation/train"), ("VOC2012", "Segmentation/val")]
     boxes_2007 = lists(("VOC2007", "Main/trainval"))
     downloaded = "resources/VOCdevkit"  # what is derived from SBD and VOC2011 is never the user's own
+    # what a user calls his sample, or else all segmented validation images
+    own = not config["voc"] or Path(lists(("VOC2012", "Segmentation/sample"))[0]).is_file()
     return {
+        # those that the zoo is shown, evenly spaced
+        "zoo-segmentation": {"ids": lists(("VOC2012", f"Segmentation/{'sample' if own else 'val'}"))},
         # the published list of segmented validation images of VOC2011 that are not in SBD train
         "seg11valid": {"ids": ["resources/checked/seg11valid.txt"], "within": lists(masks[1])},
         # segmented training images of VOC2011, under the label maps of VOC2012
@@ -189,7 +193,8 @@ def product_files(config: dict, product: str) -> list[str]:
     kind = config["figures"][product]["kind"]
     if kind == "gallery":
         return _each(f"{results(config)}/galleries/{product}/", "index.html", "gallery.css", "gallery.js", "data.js")
-    return _each(f"{results(config)}/figures/{product}", *([] if kind == "examples" else [".csv"]), ".svg", ".png")
+    numbers = {"examples": [], "lineage": [".csv", "_pairs.csv"]}.get(kind, [".csv"])
+    return _each(f"{results(config)}/figures/{product}", *numbers, ".svg", ".png")
 
 
 def about(config: dict) -> list[str]:

@@ -22,7 +22,7 @@ def cells(read, pixels="float"):
 
 if kind == "matrix":
     frame = cells(frames.pairs)
-    figure = matrix.transfer_matrix(frame, params.families)
+    figure = matrix.transfer_matrix(frame, params.families, params.entry.get("order") == "given")
 elif kind == "strength":
     frame = cells(frames.pairs)
     base = frame.perturbation.map(params.bases)

@@ -117,11 +117,30 @@ def test_every_derived_list_has_its_image_set():
     """Its size and digest are checked when it is made, under its own name."""
     sets = configured()["image_sets"]
     derived = paths.derived_lists({"voc": None})
-    assert len(derived) == 5
+    assert len(derived) == 6
     for name in derived:
         assert [part["list"] for part in sets[name]["parts"]] == [f"resources/image_sets/{name}.txt"]
     listed = {part["list"] for entry in sets.values() for part in entry["parts"]}
     assert {path for path in listed if "image_sets" in path} == {f"resources/image_sets/{name}.txt" for name in derived}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("listed", "every"), [({"val": 48}, 2), ({"val": 48, "sample": 72}, 3)])
+def test_the_zoo_takes_every_so_many_of_the_users_own_sample_or_else_of_val(tmp_path, listed, every):
+    lists = tmp_path / "own/VOC2012/ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, count in listed.items():
+        (lists / f"{name}.txt").write_text("".join(f"2007_{number:06d}\n" for number in range(count)))
+    made = "resources/image_sets/zoo-segmentation.txt"
+    (tmp_path / "work").mkdir()
+    result = snakemake(tmp_path / "work", {"voc": str(tmp_path / "own")}, made)
+    assert result.returncode == 0, result.stdout
+    found = (tmp_path / "work" / made).read_text().split()
+    assert found == [f"2007_{every * number:06d}" for number in range(24)]
+    # a shorter list is refused
+    (lists / f"{name}.txt").write_text("2007_000001\n2007_000002\n")
+    said = snakemake(tmp_path / "work", {"voc": str(tmp_path / "own")}, made).stdout
+    assert "image set zoo-segmentation: 2 images in what follows from " in said and "expected 24" in said
 
 
 @pytest.mark.shared

@@ -605,6 +605,24 @@ def test_coco_ap_by_hand(tmp_path, root):
     assert table["none", "float"]["companion_se"] > 1
 
 
+def test_scores_of_every_resample_are_those_behind_the_intervals(tmp_path, root):
+    predictions = {("none", "float"): label_maps(CLEAN), ("net", "float"): label_maps(NOTHING)}
+    _, table = scored(tmp_path / "p", root, predictions, split=(2, 1), resamples=50, seed=3)
+    manifests, images = (
+        [tmp_path / "p" / f"000{number}.json" for number in (0, 1)],
+        [(root, image_id) for image_id in IDS],
+    )
+    networks = {"victim": {"task": "segmentation"}}
+    found = score.resampled_scores(manifests, images, networks, resamples=50, seed=3)
+    assert set(found) == {("victim", "none", "float"), ("victim", "net", "float")}
+    clean, attacked = (found["victim", name, "float"][0] for name in ("none", "net"))
+    assert len(clean) == 51 and clean[0] == table["none", "float"]["score"]
+    drop, cell = clean - attacked, table["net", "float"]
+    assert np.std(attacked[1:], ddof=1) == pytest.approx(cell["score_se"])
+    assert np.quantile(drop[1:], [0.025, 0.975]) == pytest.approx([cell["drop_low"], cell["drop_high"]])
+    assert found["victim", "net", "float"][1]["perceptibility"] == pytest.approx(cell["perceptibility"])
+
+
 def test_map_by_hand(tmp_path, root):
     """Three aeroplanes; hits at 0.9 and 0.5, a miss at 0.7: precision 1 up to recall 1/3, 2/3 up to 2/3."""
     clean = {"a": hit(0.9), "b": hit(0.5), "c": miss(0.7)}

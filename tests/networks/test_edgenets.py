@@ -95,12 +95,46 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="size 100 is no multiple of 16"):
         edgenets.dicenet(0.2, 100)
     other = tmp_path / "other.pth"
-    torch.save(edgenets.espnetv2(1.0, 64).state_dict(), other)
-    with pytest.raises(ValueError, match="other.pth: cannot be loaded as weights of"):
-        build("dag.networks.edgenets:espnetv2", {"width": 0.5, "size": 64}, {"state_dict": other})
-    other.write_bytes(other.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="other.pth"):
-        build("dag.networks.edgenets:espnetv2", {"width": 1.0, "size": 64}, {"state_dict": other})
+    state = edgenets.espnetv2(1.0, 64).state_dict()
+    torch.save(state, other)
+
+    def refused(width: float = 1.0, kind: str = "espnetv2") -> str:
+        with pytest.raises(ValueError, match=re.escape(str(other))) as caught:
+            build(f"dag.networks.edgenets:{kind}", {"width": width, "size": 64}, {"state_dict": other})
+        said = str(caught.value)
+        assert "\n" not in said and len(said.removeprefix(str(other))) < 400
+        return said
+
+    first = "the first is base_net.level1.conv.weight, (32, 3, 3, 3) in the file and (16, 3, 3, 3) in the network"
+    assert first in (said := refused(width=0.5)) and "name the file of a network of this width" in said
+    assert "tensors are not in the file, the first is " in refused(kind="dicenet")
+    torch.save(
+        {name: tensor[:19] if len(tensor.shape) and len(tensor) == 21 else tensor for name, tensor in state.items()},
+        other,
+    )
+    assert "19" in (said := refused()) and "21" in said and "with these classes" in said
+    torch.save(state | {"more": torch.zeros(1)}, other)
+    assert "it lacks 1 tensors of the file, the first is more; name its architecture" in refused()
+    torch.save(state, other)
+    whole = other.read_bytes()
+    for left in (0, 1000, len(whole) // 2, len(whole) - 1):
+        other.write_bytes(whole[:left])
+        assert "delete it and download or train it again" in refused()
+
+
+@pytest.mark.shared
+def test_a_published_file_that_is_cut_or_of_another_width_is_named(shared, tmp_path):
+    """They were written by torch before 1.6, as a pickle and not as an archive, and on a GPU."""
+    published = shared / "weights" / "edgenets" / "espnetv2_s_1.0_pascal_256x256.pth"
+    with pytest.raises(ValueError, match="have another shape, the first is base_net.level1.conv.weight"):
+        build("dag.networks.edgenets:espnetv2", {"width": 0.5, "size": 256}, {"state_dict": published})
+    cut = tmp_path / "cut.pth"
+    whole = published.read_bytes()
+    for left in (1, 1000, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:left])
+        with pytest.raises(ValueError, match="cut.pth: .*delete it and download") as caught:
+            build("dag.networks.edgenets:espnetv2", {"width": 1.0, "size": 256}, {"state_dict": cut})
+        assert "\n" not in str(caught.value)
 
 
 def test_the_zoo_names_a_parent_and_a_child_of_every_width():
@@ -111,4 +145,7 @@ def test_the_zoo_names_a_parent_and_a_child_of_every_width():
         arguments = entry["arguments"]
         assert entry["lineage"] == f"{kind}-{arguments['width']}" and entry["family"] == kind
         pairs.setdefault(entry["lineage"], set()).add(arguments["size"])
+        parent = networks[entry["parent"]] if "parent" in entry else None
+        assert (parent is None) == (arguments["size"] == 256)
+        assert parent is None or (parent["lineage"], parent["arguments"]["size"]) == (entry["lineage"], 256)
     assert len(networks) == 20 and all(sizes == {256, 384} for sizes in pairs.values()) and len(pairs) == 10

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from dag.report.figures import classes, files, intervals, matrix, strength
+from dag.evaluate import lineage as numbers
+from dag.report.figures import classes, files, intervals, lineage, matrix, strength
 from dag.report.figures.style import DROP
 
 # Two architectures, their networks named in turn; what each source (row) takes from each victim's 80 points.
@@ -55,6 +56,14 @@ def test_rows_that_are_alike_stand_together():
     # the nearest two: rows 1 and 3 differ by (4, 20, 4, 8), rows 0 and 2 by (12, 4, 20, 4)
     assert tree[0, 2] == pytest.approx(np.sqrt(4**2 + 20**2 + 4**2 + 8**2))
     assert matrix.order(TAKEN.to_numpy()[:2]) == ([0, 1], None)
+
+
+def test_a_matrix_may_keep_the_order_that_is_given():
+    given = matrix.transfer_matrix(cells(), FAMILIES, given=True)
+    labels = [label.get_text() for label in given.axes[0].get_yticklabels()]
+    assert labels == ["VGG-1", "ZF-1", "VGG-2", "ZF-2"]
+    ordered = matrix.transfer_matrix(cells(), FAMILIES)
+    assert len(ordered.axes) == len(given.axes) + 2  # its trees
 
 
 def test_the_matrix_shows_every_pair_in_the_order_of_the_trees():
@@ -158,3 +167,63 @@ def test_intervals_are_filled_where_they_leave_out_zero():
     assert heights == sorted(heights)
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["against clean image", "against permuted"]
+
+
+def lineage_frames(pixels=("float",)):
+    """Means and pairs of two attacks, numbers that are all different."""
+    related = [numbers.OWN, numbers.LINEAGE, numbers.ARCHITECTURE, numbers.OTHER]
+    rows = [
+        {"attack": attack, "pixels": kind, "relation": relation, "lost": 10.0 * k + start, "perceptibility": 0.004}
+        for start, attack in ((2.5, "dag"), (6.25, "cospgd-8"))
+        for kind in pixels
+        for k, relation in enumerate([*related, f"{numbers.LINEAGE} - {numbers.ARCHITECTURE}"])
+    ]
+    groups = pd.DataFrame(rows)
+    groups = groups.assign(
+        images_low=groups.lost - 1, images_high=groups.lost + 2, networks_low=None, networks_high=None
+    )
+    points = [
+        {"attack": attack, "pixels": "float", "relations": words, "correlation": likeness, "lost": lost}
+        for attack in ("dag", "cospgd-8")
+        for words, likeness, lost in [
+            (numbers.OWN, None, 99.0),
+            (f"{numbers.TO_CHILD}; {numbers.LINEAGE}", 0.875, 40.0),
+            (numbers.ARCHITECTURE, -0.0625, 20.0),
+            (numbers.OTHER, None, 5.0),
+        ]
+    ]
+    pairs = pd.DataFrame(points)
+    return pairs.assign(lost_low=pairs.lost - 3, lost_high=pairs.lost + 4), groups
+
+
+def test_the_figure_of_lineages_has_a_point_a_pair_at_its_likeness():
+    pairs, groups = lineage_frames()
+    figure = lineage.lineage(pairs, groups)
+    above = figure.axes[: len(groups.attack.unique())]
+    assert [axes.get_title().split("\n")[0] for axes in above] == ["dag", "cospgd-8"]
+    for axes in above:
+        drawn = [tuple(point) for box in axes.containers for point in box[0].get_xydata()]
+        assert (0.875, 40) in drawn and (-0.0625, 20) in drawn
+        # no layer in common: left of every correlation; a network under its own perturbation is no pair
+        assert [y for x, y in drawn if x < -0.1] == [5] and len(drawn) == 3
+        (bars,) = [box[2][0].get_segments() for box in axes.containers if box[0].get_xydata()[0, 1] == 40]
+        assert np.ptp(bars[0][:, 1]) == pytest.approx(7)
+
+
+def test_the_figure_of_lineages_prints_every_mean_and_difference():
+    pairs, groups = lineage_frames()
+    figure = lineage.lineage(pairs, groups)
+    below = figure.axes[2:4]
+    names = [label.get_text() for label in below[0].get_yticklabels()]
+    assert names == list(groups.relation[:5])
+    for axes, attack in zip(below, ("dag", "cospgd-8"), strict=True):
+        mine = groups[groups.attack == attack]
+        said = {text.get_text(): text.xy[1] for text in axes.texts}
+        assert said == {f"{row.lost:.1f}": names.index(row.relation) for row in mine.itertuples()}
+
+
+def test_other_pixels_stand_beside_exact_ones():
+    pairs, groups = lineage_frames(("float", "8-bit"))
+    axes = lineage.lineage(pairs, groups).axes[2]
+    faces = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
+    assert faces.count("white") == 5 and len(faces) == 10

@@ -115,6 +115,8 @@ def test_retrained_networks_ask_for_no_released_weights():
         {"targets": ["table2"]},
         {"targets": ["figure4"]},
         figure(kind="gallery", perturbations=["mini-fcn-alex.permuted-1"], victims=["mini-fr-zf-07"]),
+        figure(kind="lineage", perturbations=["mini-fcn-alex@pgd-8.p-4", "mini-fcn-vgg"], victims=["mini-fcn-alex"]),
+        figure(kind="lineage", panels=[{"perturbation": "mini-fcn-alex", "victims": ["mini-fcn-vgg"]}]),
         figure(kind="gallery", panels=[{"perturbation": "mini-fcn-alex", "victims": ["mini-fr-zf-07"]}]),
     ],
 )
@@ -269,6 +271,29 @@ MISTAKES = {
     "an unknown way to choose": (
         merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"choose": "effect"}}}),
         "figures.mine.choose: 'effect' is not one of",
+    ),
+    "an order of what is no matrix": (
+        merge(panel("mini-fr-zf-07", "mini-fr-zf-07"), {"figures": {"mine": {"order": "given"}}}),
+        "figures.mine: order is for the rows and columns of a matrix; leave it out",
+    ),
+    "a lineage of a sum": (
+        figure(kind="lineage", perturbations=["mini-fcn-alex+mini-fcn-vgg"], victims=["mini-fcn-alex"]),
+        "figures.mine: perturbation 'mini-fcn-alex+mini-fcn-vgg': only what one network has made stands in a lineage",
+    ),
+    "lineages without victims": (
+        figure(kind="lineage", perturbations=["mini-fcn-alex"]), "figures.mine: give exactly one of"
+    ),
+    "lineages of two tasks": (
+        figure(kind="lineage", perturbations=["mini-fcn-alex"], victims=["mini-fcn-alex", "mini-fr-zf-07"]),
+        "figures.mine: losses of two tasks or image sets have no mean; make one figure for each",
+    ),
+    "an unknown parent": (
+        {"networks": {"mini-fcn-alex": {"parent": "mini-fcn-alx"}}},
+        "networks.mini-fcn-alex.parent: 'mini-fcn-alx' is not in networks; did you mean 'mini-fcn-alex'?",
+    ),
+    "a parent of another lineage": (
+        {"networks": {"mini-fcn-alex": {"parent": "mini-fcn-vgg", "lineage": "alex"}}},
+        "networks.mini-fcn-alex: parent 'mini-fcn-vgg' is of another lineage; give both the same",
     ),
     "shapes of an unknown network": (shaped(network="fcn"), "figures.mine.network: 'fcn' is not in networks"),
     "shapes of a detector": (

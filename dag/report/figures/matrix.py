@@ -35,8 +35,8 @@ def order(values: np.ndarray) -> tuple[list[int], np.ndarray | None]:
 
 
 @matplotlib.rc_context(STYLE)
-def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
-    """Every source against every victim, both ordered by how alike they behave.
+def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str], given: bool = False) -> Figure:
+    """Every source against every victim, both ordered by how alike they behave, or as they are given.
 
     Parameters
     ----------
@@ -44,6 +44,8 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
         Of `dag.report.frames.pairs`, complete, without `none`.
     families : mapping of str to str
         Family of every victim and of every network of a single source.
+    given : bool
+        Keep the order of the cells; there are no trees then.
 
     Returns
     -------
@@ -63,8 +65,10 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str]) -> Figure:
         row, column = matrix.isna().stack().idxmax()
         raise ValueError(f"the transfer matrix lacks victim {column!r} under {row!r}; give all pairs")
     matrix = matrix.loc[cells.perturbation.unique(), cells.victim.unique()]
-    rows, row_tree = order(matrix.to_numpy())
-    columns, column_tree = order(matrix.to_numpy().T)
+    (rows, row_tree), (columns, column_tree) = (
+        (list(range(len(values))), None) if given else order(values)
+        for values in (matrix.to_numpy(), matrix.to_numpy().T)
+    )
     matrix = matrix.iloc[rows, columns]
     row_names = cells.drop_duplicates("perturbation").set_index("perturbation").row_label
     heads = cells.drop_duplicates("victim").set_index("victim")

@@ -1,0 +1,109 @@
+"""Loss against likeness of weights, one point a pair, and its mean by how source and victim are related."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dag.evaluate.lineage import ARCHITECTURE, DIFFERENCES, LINEAGE, OTHER, OWN, RELATIONS
+from dag.report.figures.style import COLOURS, PAGE, STYLE
+
+# Relations that exclude each other: every pair of two networks is a point of one colour.
+_SHADES = dict(zip((LINEAGE, ARCHITECTURE, OTHER), COLOURS, strict=False))
+_OF_PAIRS = ("correlation", "lost", "lost_low", "lost_high")
+_OF_GROUPS = ("lost", "images_low", "images_high", "networks_low", "networks_high", "perceptibility")
+_NOTHING = -0.35  # where pairs stand that have no layer in common
+
+
+@matplotlib.rc_context(STYLE)
+def lineage(pairs: pd.DataFrame, groups: pd.DataFrame) -> Figure:
+    """What carries a perturbation: the weights, the architecture, or nothing; one column of panels for every attack.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        Of `dag.evaluate.lineage.summary`.
+    groups : DataFrame
+        Of `dag.evaluate.lineage.groups`.
+
+    Returns
+    -------
+    Figure
+        Above: share of the clean score that a victim loses against the correlation of its weights with those of the
+        source, float pixels, with 95 % intervals (bootstrap over images); pairs without a comparable layer stand at the
+        left.  Below: means over the pairs of a relation and differences of these means; thick: 95 % interval over
+        images, thin: over networks; hollow: other pixels than float.
+    """
+    # a column of nothing but None has no numbers
+    pairs, groups = pairs.astype(dict.fromkeys(_OF_PAIRS, float)), groups.astype(dict.fromkeys(_OF_GROUPS, float))
+    attacks = list(groups.attack.unique())
+    differences = [f"{first} - {second}" for first, second in DIFFERENCES]
+    rows = [name for name in (*RELATIONS, *differences) if (groups.relation == name).any()]
+    two = pairs[(pairs.relations != OWN) & (pairs.pixels == "float")]
+    height = 2.1 + 0.2 * len(rows)
+    figure = Figure(figsize=(max(PAGE, 1.6 + 1.9 * len(attacks)), height + 0.6), layout="constrained")
+    panels = figure.subplots(
+        2, len(attacks), squeeze=False, sharey="row", sharex="row", height_ratios=(2.1, 0.2 * len(rows) + 0.1)
+    )
+    for above, below, attack in zip(*panels, attacks, strict=True):
+        _points(above, two[two.attack == attack])
+        p = 1000 * groups[(groups.attack == attack) & (groups.pixels == "float")].perceptibility.mean()
+        above.set_title(f"{attack}\np = {p:.1f} · 10⁻³")
+        _means(below, groups[groups.attack == attack], rows)
+    ticks = [0, 0.5, 1]
+    panels[0, 0].set_xticks([*([_NOTHING] if two.correlation.isna().any() else []), *ticks])
+    panels[0, 0].set_xticklabels([*(["no layer"] if two.correlation.isna().any() else []), "0", "0.5", "1"])
+    panels[0, 0].set_ylabel("lost, % of clean")
+    for axes in panels[0]:
+        axes.set_xlabel("correlation of weights")
+    panels[1, 0].set_yticks(range(len(rows)), rows)
+    panels[1, 0].set_ylim(len(rows) - 0.5, -0.6)
+    for axes in panels[1]:
+        axes.set_xlabel("lost, % of clean, mean")
+    handles = [Line2D([], [], linestyle="", marker="o", color=shade) for shade in _SHADES.values()]
+    handles += [Line2D([], [], color="0.2", linewidth=3), Line2D([], [], color="0.2", linewidth=0.8)]
+    words = [*_SHADES, "95 %, other images", "95 %, other networks"]
+    figure.legend(handles, words, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _points(axes: Axes, pairs: pd.DataFrame) -> None:
+    """One point for every pair of two networks, with its interval over the images."""
+    for relation, shade in _SHADES.items():
+        mine = pairs[pairs.relations.str.split("; ").map(lambda found, one=relation: one in found)]
+        errors = np.maximum([mine.lost - mine.lost_low, mine.lost_high - mine.lost], 0)
+        # points without a comparable layer would hide each other: they are spread, in their order
+        spread = pd.Series(np.linspace(-0.12, 0.12, len(mine)), mine.index)
+        x = mine.correlation.fillna(_NOTHING + spread)
+        style = {"fmt": "o", "color": shade, "markersize": 2.5, "elinewidth": 0.4, "capsize": 0, "alpha": 0.7}
+        axes.errorbar(x, mine.lost, errors, **style)
+    axes.axhline(0, color="0.3", linewidth=0.6)
+    axes.grid(axis="y")
+
+
+def _means(axes: Axes, groups: pd.DataFrame, rows: list[str]) -> None:
+    """Means of the relations with both intervals and their numbers, and below a line the differences."""
+    kinds = [kind for kind in groups.pixels.unique() if " - " not in kind]
+    for row in groups[groups.pixels.isin(kinds)].itertuples():
+        step = 0.3
+        y = rows.index(row.relation) + step * (kinds.index(row.pixels) - (len(kinds) - 1) / 2)
+        shade = _SHADES.get(row.relation, "0.2")
+        for low, high, width in (
+            (row.networks_low, row.networks_high, 0.8),
+            (row.images_low, row.images_high, 3),
+        ):
+            axes.plot([low, high], [y, y], color=shade, linewidth=width, solid_capstyle="butt")
+        face = shade if row.pixels == "float" else "white"
+        axes.plot(row.lost, y, "o", color=shade, markerfacecolor=face, markersize=3.5)
+        right = np.nanmax([row.lost, row.networks_high, row.images_high])
+        axes.annotate(f"{row.lost:z.1f}", (right, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
+    single = sum(name in RELATIONS for name in rows)
+    if single < len(rows):
+        axes.axhline(single - 0.5, color="0.7", linewidth=0.6)
+    axes.axvline(0, color="0.3", linewidth=0.6)
+    axes.grid(axis="x")
+    axes.margins(x=0.12)
