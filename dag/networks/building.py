@@ -100,12 +100,13 @@ def build(
     return rewrite(network) if fold else network
 
 
-def build_told(network: Mapping) -> Network:
-    """Build the network that a job is told of, see `dag.workflow.jobs.network`; raises as `build`."""
+def build_told(network: Mapping, fold: bool = True) -> Network:
+    """Build the network that a job is told of, see `dag.workflow.jobs.network`; `fold` and errors as of `build`."""
     return build(
         network["architecture"],
         network["arguments"],
         network["files"],
+        fold,
         task=network["task"],
         classes=ClassList.of(network["classes"]),
     )

@@ -11,7 +11,7 @@ start(snakemake.log[0])
 from dag.evaluate import lineage
 from dag.evaluate.cells import check_images, read_manifest, recomputed
 from dag.evaluate.score import predictions, resampled_scores
-from dag.networks.building import build
+from dag.networks.building import build_told
 from dag.networks.likeness import likeness
 from dag.workflow import contents
 from dag.workflow.files import write_json
@@ -40,10 +40,7 @@ with recomputed(*manifests):
         for victim, entry in victims.items()
         if entry["task"] == "segmentation"
     }
-states = {
-    one: build(entry["architecture"], entry["arguments"], entry["files"], fold=False).state_dict()
-    for one, entry in params.networks.items()
-}
+states = {one: build_told(entry, fold=False).state_dict() for one, entry in params.networks.items()}
 weights = {frozenset(two): likeness(*(states[one] for one in two)) for two in combinations(states, 2)}
 labels = {frozenset(two): lineage.agreement(*(clean[one] for one in two)) for two in combinations(clean, 2)}
 pairs = lineage.pairs(scores, params.kin, weights, labels)
