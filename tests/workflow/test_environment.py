@@ -197,6 +197,7 @@ NO_IMAGE_OR_RESULT_FILES = re.compile(
 OTHER_ROOMS = {
     "attack/perturb": {"networks"},
     "attack/shape": {"networks"},
+    "evaluate/compare_networks": {"networks"},
     "evaluate/predict": {"networks"},
     "report/draw_gallery": {"evaluate"},
     "report/plot_examples": {"evaluate"},
