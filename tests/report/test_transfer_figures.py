@@ -174,6 +174,11 @@ def lineage_frames(pixels=("float",)):
     related = [numbers.OWN, numbers.LINEAGE, numbers.ARCHITECTURE, numbers.OTHER]
     rows = [
         {"attack": attack, "pixels": kind, "relation": relation, "lost": 10.0 * k + start, "perceptibility": 0.004}
+        | {
+            "pairs": 12 if " - " not in relation else None,
+            "correlation": 0.875 if k == 1 else None,
+            "objects_agree": None,
+        }
         for start, attack in ((2.5, "dag"), (6.25, "cospgd-8"))
         for kind in pixels
         for k, relation in enumerate([*related, f"{numbers.LINEAGE} - {numbers.ARCHITECTURE}"])
@@ -215,11 +220,18 @@ def test_the_figure_of_lineages_prints_every_mean_and_difference():
     figure = lineage.lineage(pairs, groups)
     below = figure.axes[2:4]
     names = [label.get_text() for label in below[0].get_yticklabels()]
-    assert names == list(groups.relation[:5])
+    assert names == [
+        "white box\n12 networks",
+        "same lineage\n12 pairs, weights 0.88",
+        "same architecture, other lineage\n12 pairs",
+        "other architecture\n12 pairs",
+        "same lineage −\nsame architecture, other lineage",
+    ]
+    rows = list(groups.relation[:5])
     for axes, attack in zip(below, ("dag", "cospgd-8"), strict=True):
         mine = groups[groups.attack == attack]
         said = {text.get_text(): text.xy[1] for text in axes.texts}
-        assert said == {f"{row.lost:.1f}": names.index(row.relation) for row in mine.itertuples()}
+        assert said == {f"{row.lost:.1f}": rows.index(row.relation) for row in mine.itertuples()}
 
 
 def test_other_pixels_stand_beside_exact_ones():

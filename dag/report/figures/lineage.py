@@ -15,7 +15,10 @@ from dag.report.figures.style import COLOURS, PAGE, STYLE
 # Relations that exclude each other: every pair of two networks is a point of one colour.
 _SHADES = dict(zip((LINEAGE, ARCHITECTURE, OTHER), COLOURS, strict=False))
 _OF_PAIRS = ("correlation", "lost", "lost_low", "lost_high")
-_OF_GROUPS = ("lost", "images_low", "images_high", "networks_low", "networks_high", "perceptibility")
+_OF_GROUPS = (
+    *("pairs", "lost", "images_low", "images_high", "networks_low", "networks_high"),
+    *("correlation", "objects_agree", "perceptibility"),
+)
 _NOTHING = -0.35  # where pairs stand that have no layer in common
 
 
@@ -36,7 +39,8 @@ def lineage(pairs: pd.DataFrame, groups: pd.DataFrame) -> Figure:
         Above: share of the clean score that a victim loses against the correlation of its weights with those of the
         source, float pixels, with 95 % intervals (bootstrap over images); pairs without a comparable layer stand at the
         left.  Below: means over the pairs of a relation and differences of these means; thick: 95 % interval over
-        images, thin: over networks; hollow: other pixels than float.
+        images, thin: over networks; hollow: other pixels than float.  Beside the names: the number of pairs, and the
+        means of the correlation of their weights and of the share of object pixels that both label alike.
     """
     # a column of nothing but None has no numbers
     pairs, groups = pairs.astype(dict.fromkeys(_OF_PAIRS, float)), groups.astype(dict.fromkeys(_OF_GROUPS, float))
@@ -44,29 +48,31 @@ def lineage(pairs: pd.DataFrame, groups: pd.DataFrame) -> Figure:
     differences = [f"{first} - {second}" for first, second in DIFFERENCES]
     rows = [name for name in (*RELATIONS, *differences) if (groups.relation == name).any()]
     two = pairs[(pairs.relations != OWN) & (pairs.pixels == "float")]
-    height = 2.1 + 0.2 * len(rows)
-    figure = Figure(figsize=(max(PAGE, 1.6 + 1.9 * len(attacks)), height + 0.6), layout="constrained")
-    panels = figure.subplots(
-        2, len(attacks), squeeze=False, sharey="row", sharex="row", height_ratios=(2.1, 0.2 * len(rows) + 0.1)
-    )
+    kinds = [kind for kind in groups.pixels.unique() if " - " not in kind]
+    heights = (2.1, (0.16 + 0.12 * len(kinds)) * len(rows) + 0.1)
+    figure = Figure(figsize=(max(PAGE, 2.4 + 1.6 * len(attacks)), sum(heights) + 0.8), layout="constrained")
+    panels = figure.subplots(2, len(attacks), squeeze=False, sharey="row", sharex="row", height_ratios=heights)
     for above, below, attack in zip(*panels, attacks, strict=True):
         _points(above, two[two.attack == attack])
         p = 1000 * groups[(groups.attack == attack) & (groups.pixels == "float")].perceptibility.mean()
         above.set_title(f"{attack}\np = {p:.1f} · 10⁻³")
-        _means(below, groups[groups.attack == attack], rows)
+        _means(below, groups[groups.attack == attack], rows, kinds)
     ticks = [0, 0.5, 1]
     panels[0, 0].set_xticks([*([_NOTHING] if two.correlation.isna().any() else []), *ticks])
     panels[0, 0].set_xticklabels([*(["no layer"] if two.correlation.isna().any() else []), "0", "0.5", "1"])
     panels[0, 0].set_ylabel("lost, % of clean")
     for axes in panels[0]:
         axes.set_xlabel("correlation of weights")
-    panels[1, 0].set_yticks(range(len(rows)), rows)
+    panels[1, 0].set_yticks(range(len(rows)), [_label(name, groups) for name in rows], linespacing=1.0)
     panels[1, 0].set_ylim(len(rows) - 0.5, -0.6)
     for axes in panels[1]:
         axes.set_xlabel("lost, % of clean, mean")
     handles = [Line2D([], [], linestyle="", marker="o", color=shade) for shade in _SHADES.values()]
     handles += [Line2D([], [], color="0.2", linewidth=3), Line2D([], [], color="0.2", linewidth=0.8)]
     words = [*_SHADES, "95 %, other images", "95 %, other networks"]
+    for kind in kinds[1:]:
+        handles.append(Line2D([], [], linestyle="", marker="o", color="0.2", markerfacecolor="white"))
+        words.append(f"{kind} pixels")
     figure.legend(handles, words, loc="outside upper center", ncols=3)
     return figure
 
@@ -85,11 +91,20 @@ def _points(axes: Axes, pairs: pd.DataFrame) -> None:
     axes.grid(axis="y")
 
 
-def _means(axes: Axes, groups: pd.DataFrame, rows: list[str]) -> None:
+def _label(relation: str, groups: pd.DataFrame) -> str:
+    """A relation with the number of its pairs and how alike they are, under the attack that has most of them."""
+    rows = groups[(groups.relation == relation) & (groups.pixels == "float")]
+    row = rows.sort_values("pairs", kind="stable").iloc[-1] if rows.pairs.notna().any() else rows.iloc[0]
+    alike = {"weights {:.2f}": row.correlation, "objects {:.0f} %": row.objects_agree}
+    known = [text.format(value) for text, value in alike.items() if not pd.isna(value)]
+    pairs = [] if pd.isna(row.pairs) else [f"{row.pairs:.0f} pairs" if relation != OWN else f"{row.pairs:.0f} networks"]
+    return "\n".join(filter(None, [relation.replace(" - ", " −\n"), ", ".join(pairs + known)]))
+
+
+def _means(axes: Axes, groups: pd.DataFrame, rows: list[str], kinds: list[str]) -> None:
     """Means of the relations with both intervals and their numbers, and below a line the differences."""
-    kinds = [kind for kind in groups.pixels.unique() if " - " not in kind]
     for row in groups[groups.pixels.isin(kinds)].itertuples():
-        step = 0.3
+        step = 0.8 / max(len(kinds), 2)
         y = rows.index(row.relation) + step * (kinds.index(row.pixels) - (len(kinds) - 1) / 2)
         shade = _SHADES.get(row.relation, "0.2")
         for low, high, width in (
