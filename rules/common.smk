@@ -36,7 +36,7 @@ try:
         overlays = [load_configfile(file) for file in workflow.config_settings.configfiles]
         layers.check_experiment(defaults, *overlays, workflow.config_settings.config)
     # a module's `config` is an overlay, too
-    config = layers.without_nulls(layers.merged(defaults, config))
+    config = layers.with_defended(layers.without_nulls(layers.merged(defaults, config)))
     configuration.check(config, HERE / "config/schemas/config.schema.yaml")
     config = description.with_kind(configuration.with_local_voc(config))
     configuration.check_lists(config)

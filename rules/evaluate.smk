@@ -44,6 +44,7 @@ rule predict:
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
         contents=lambda wildcards: jobs.shard_contents(config, wildcards.image_set, wildcards.shard, "image"),
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
+        seed=config["seed"],
         code=code("scripts/evaluate/predict.py"),
     script:
         "../scripts/evaluate/predict.py"

@@ -34,7 +34,7 @@ rule tabulate:
         title=lambda wildcards: description.titled(config, product(wildcards.product)),
         description=lambda wildcards: product(wildcards.product)["description"],
         labels=lambda wildcards: description.labels(config, product(wildcards.product)),
-        notes=lambda wildcards: description.substitutes(config, product(wildcards.product)),
+        notes=lambda wildcards: description.notes(config, product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         series=lambda wildcards: plan.series(config, product(wildcards.product)),
@@ -115,6 +115,7 @@ rule tabulate_claims:
         families=plan.families(config),
         architectures=plan.architectures(config),
         printed=plan.as_printed(config),
+        defended=plan.defended(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_claims.py"),
     script:

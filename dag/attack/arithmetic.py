@@ -5,12 +5,10 @@ A perturbation r is float32 (3, H, W) in grey levels (0..255 scale), in the fram
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from dag.data.pictures import through_jpeg
 from dag.workflow.names import check_pixels
 
 
@@ -94,7 +92,4 @@ def apply(image: NDArray, r: NDArray, pixels: str) -> NDArray:
     rounded = np.rint(perturbed)
     if pixels == "8-bit":
         return rounded
-    file = io.BytesIO()
-    picture = Image.fromarray(rounded.astype(np.uint8).transpose(1, 2, 0))
-    picture.save(file, "JPEG", quality=int(pixels.removeprefix("jpeg-")), subsampling="4:2:0")
-    return np.asarray(Image.open(file), np.float32).transpose(2, 0, 1).copy()
+    return through_jpeg(rounded, int(pixels.removeprefix("jpeg-")))

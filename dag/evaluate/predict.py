@@ -22,6 +22,7 @@ from dag.networks.interface import Detections, Network
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
 from dag.workflow.overlap import ahead
+from dag.workflow.seeds import generator
 
 # Variants of an image that share a pass.  A CPU gains nothing by more than one.
 BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
@@ -37,6 +38,7 @@ def predict(
     ids: Sequence[str],
     cells: Sequence[Cell],
     *,
+    seed: int = 0,
     device: str = "cpu",
     batch: int | None = None,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
@@ -50,7 +52,8 @@ def predict(
     Variants of an image (perturbations x pixels) fill batches of a fixed size, the last one with copies: a
     prediction must not depend on which other cells a run happens to compute, and on a GPU the size of a batch chooses
     the kernels.  Detectors see one at a time, because the rows of their second stage would be as many as
-    the proposals of all images of the batch.
+    the proposals of all images of the batch.  So do networks that draw random numbers; each of their passes is seeded
+    by victim, cell and image.
 
     Parameters
     ----------
@@ -62,6 +65,8 @@ def predict(
         Images of the shard.
     cells : sequence of Cell
         Cells of these victims; those that are done by now are kept.
+    seed : int
+        Of the random numbers of victims that draw some.
     batch : int, optional
         Variants that share a pass; by default that of `BATCH`.  It is halved if it does not fit into the memory of
         the device.
@@ -87,8 +92,9 @@ def predict(
     perturbation: perceptibility and largest value, measured on the stored array, and the passes that it took.
     """
     kind = torch.device(device).type
+    random = {name: getattr(network, "stochastic", False) for name, network in networks.items()}
     sizes = {
-        name: (BATCH[kind] if batch is None else batch) if network.task == "segmentation" else 1
+        name: (BATCH[kind] if batch is None else batch) if network.task == "segmentation" and not random[name] else 1
         for name, network in networks.items()
     }
     networks = {name: network.to(device) for name, network in networks.items()}
@@ -98,12 +104,12 @@ def predict(
     def shown() -> Iterator[None]:
         nonlocal others
         for group in groups:
-            done, busy = yield from _group(networks, read, ids, group, device, sizes, wait=False)
+            done, busy = yield from _group(networks, read, ids, group, seed, device, sizes, wait=False)
             computed.update(cell.victim for cell in done)
             others += busy
         # what other jobs were computing: they were not waited for while there was work
         for cell in others:
-            done, _ = yield from _group(networks, read, ids, [cell], device, sizes, wait=True)
+            done, _ = yield from _group(networks, read, ids, [cell], seed, device, sizes, wait=True)
             computed.update(cell.victim for cell in done)
 
     with closing(shown()) as images:
@@ -130,6 +136,7 @@ def _group(
     read: Callable[[str], NDArray],
     ids: Sequence[str],
     cells: Sequence[Cell],
+    seed: int,
     device: str,
     sizes: dict[str, int],
     *,
@@ -183,7 +190,8 @@ def _group(
                     with _naming(cells_of_pass, image_id, image):
                         try:
                             seen = [variant(cell.perturbation, cell.pixels) for cell in cells_of_pass]
-                            found = outputs(network, seen, sizes[victim])
+                            with _seeded(network, cells_of_pass[0], image_id, seed):
+                                found = outputs(network, seen, sizes[victim])
                         except torch.OutOfMemoryError:
                             if sizes[victim] == 1:
                                 raise
@@ -260,6 +268,18 @@ def _naming(cells: Sequence[Cell], image_id: str, image: NDArray) -> Iterator[No
         names = ", ".join(dict.fromkeys(cell.perturbation for cell in cells))
         interruption.add_note(f"{victim} was seeing {where} under {names}")
         raise
+
+
+@contextmanager
+def _seeded(network: Network, cell: Cell, image_id: str, seed: int) -> Iterator[None]:
+    """Have a network that draws random numbers draw the same ones for a cell and an image whenever it sees them."""
+    if not getattr(network, "stochastic", False):
+        yield
+        return
+    rng = generator("stochastic victim", seed, cell.victim, cell.perturbation, cell.pixels, image_id)
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(int(rng.integers(2**63)))
+        yield
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ def build(
     fold: bool = True,
     task: str | None = None,
     classes: ClassList = VOC,
+    source: bool = True,
 ) -> Network:
     """Build a network in evaluation mode, with frozen, finite weights.
 
@@ -48,6 +49,8 @@ def build(
         "segmentation" or "detection", the task in the configuration.
     classes : ClassList
         What the network's class ids mean.
+    source : bool
+        Whether perturbations are made from it; a network that only sees them needs no gradient.
 
     Raises
     ------
@@ -55,28 +58,9 @@ def build(
         If the architecture cannot be found or called, a file does not fit, a weight is not finite, the task is
         another one, or the network does not follow `dag.networks.interface`.
     """
-    files = {role: Path(path) for role, path in (files or {}).items()}
-    for role, path in files.items():
-        if not path.is_file():
-            raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
+    files = _existing(files or {})
     state_dict = files.pop("state_dict", None)
-    function, arguments = function_of(architecture), {**(arguments or {}), **files}
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"{architecture}: {error}; `arguments` and `files` of the network's entry are passed to it"
-        ) from error
-    try:
-        network = function(**arguments)
-    except pickle.UnpicklingError:  # with torch's advice to run the code in the file
-        names = ", ".join(path.name for path in files.values())
-        raise ValueError(
-            f"{architecture}: one of its files ({names}) holds Python objects besides tensors or was not written by "
-            "torch.save; save network.state_dict() instead of the network"
-        ) from None
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{architecture} returns a {type(network).__name__}; return a Segmenter or a Detector")
+    network = _called(architecture, (), arguments or {}, files)
     if state_dict is not None:
         load_weights(network, state_dict)
     for name, tensor in network.state_dict().items():
@@ -91,7 +75,7 @@ def build(
     network.eval()
     network.requires_grad_(False)
     if not architecture.startswith("dag.networks."):
-        check_interface(network, architecture)
+        check_interface(network, architecture, source)
     elif beyond := [label for label in network.labels if label >= len(classes.names)]:
         raise ValueError(
             f"{architecture}: it has a column for class id {beyond[0]}, and the last of its classes is "
@@ -100,16 +84,60 @@ def build(
     return rewrite(network) if fold else network
 
 
-def build_told(network: Mapping, fold: bool = True) -> Network:
-    """Build the network that a job is told of, see `dag.workflow.jobs.network`; `fold` and errors as of `build`."""
-    return build(
+def build_told(network: Mapping, fold: bool = True, source: bool = True) -> Network:
+    """Build the network that a job is told of, see `dag.workflow.jobs.network`, behind its defences if it has any.
+
+    `fold`, `source` and errors as of `build`; also if a defence cannot be called or what it makes does not follow
+    `dag.networks.interface`.
+    """
+    defences, files, classes = network["defences"], network["files"], ClassList.of(network["classes"])
+    built = build(
         network["architecture"],
         network["arguments"],
-        network["files"],
+        {role: path for role, path in files.items() if ":" not in role},
         fold,
         task=network["task"],
-        classes=ClassList.of(network["classes"]),
+        classes=classes,
+        source=source and not defences,
     )
+    for defence in defences:
+        name = defence["name"] + ":"
+        own = _existing({role.removeprefix(name): path for role, path in files.items() if role.startswith(name)})
+        built = _called(defence["function"], (built,), defence["arguments"], own)
+        built.classes = classes
+        built.eval()
+        built.requires_grad_(False)
+    if defences:
+        check_interface(built, network["name"], source)
+    return built
+
+
+def _existing(files: dict) -> dict[str, Path]:
+    """Weight files by role, all of which must be there."""
+    for role, path in files.items():
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
+    return {role: Path(path) for role, path in files.items()}
+
+
+def _called(name: str, networks: tuple, arguments: dict, files: dict[str, Path]) -> nn.Module:
+    """What the function of an architecture, or of a defence of a network, returns."""
+    function, keywords = function_of(name), {**arguments, **files}
+    try:
+        inspect.signature(function).bind(*networks, **keywords)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}; `arguments` and `files` of the network's entry are passed to it") from error
+    try:
+        network = function(*networks, **keywords)
+    except pickle.UnpicklingError:  # with torch's advice to run the code in the file
+        names = ", ".join(path.name for path in files.values())
+        raise ValueError(
+            f"{name}: one of its files ({names}) holds Python objects besides tensors or was not written by "
+            "torch.save; save network.state_dict() instead of the network"
+        ) from None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} returns a {type(network).__name__}; return a Segmenter or a Detector")
+    return network
 
 
 def rewrite(network: Network) -> Network:

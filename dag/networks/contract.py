@@ -29,8 +29,8 @@ class _Fault(Exception):
     """What is wrong with a network; the message follows its name."""
 
 
-def check_interface(network: nn.Module, name: str) -> None:
-    """Refuse a network that cannot be attacked or evaluated.
+def check_interface(network: nn.Module, name: str, source: bool = True) -> None:
+    """Refuse a network that cannot be evaluated or, as a source, attacked.
 
     Any class with the attributes and methods of a `Segmenter` or a `Detector` is accepted.  The scores of a
     detector are checked only if it proposes anything.
@@ -41,6 +41,8 @@ def check_interface(network: nn.Module, name: str) -> None:
         In evaluation mode, on the CPU.
     name : str
         Name in error messages.
+    source : bool
+        Whether perturbations are made from it: scores must have a gradient and may not be random.
 
     Raises
     ------
@@ -48,7 +50,8 @@ def check_interface(network: nn.Module, name: str) -> None:
         The first thing that is wrong, and what to do, in one sentence.
     """
     try:
-        _check(network)
+        with torch.random.fork_rng([]):
+            _check(network, source)
     except _Fault as fault:
         raise ValueError(f"{name}: {fault}") from None
     except Exception as error:
@@ -62,7 +65,7 @@ def check_interface(network: nn.Module, name: str) -> None:
         ) from error
 
 
-def _check(network: nn.Module) -> None:
+def _check(network: nn.Module, source: bool) -> None:
     kind = _KINDS.get(getattr(network, "task", None))
     if kind is None:
         raise _Fault("its task is neither 'segmentation' nor 'detection'; derive it from Segmenter or Detector")
@@ -71,12 +74,14 @@ def _check(network: nn.Module) -> None:
             raise _Fault(f"it has no method {method}(); define it, or derive the network from {kind.__name__}")
     classes = getattr(network, "classes", VOC)  # `build` sets them
     _check_labels(getattr(network, "labels", None), kind, classes)
+    if source and getattr(network, "stochastic", False):
+        raise _Fault("it is random, so it is no source of perturbations; make them from the network without it")
     modes = [module.training for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if kind is Segmenter:
-        _check_segmenter(network)
+        _check_segmenter(network, source)
     else:
-        _check_detector(network, classes)
+        _check_detector(network, classes, source)
     if [module.training for module in network.modules()] != modes:
         raise _Fault("a pass switches between training and evaluation; leave that to train() and eval()")
     for name, buffer in network.named_buffers():
@@ -97,10 +102,10 @@ def _check_labels(labels: object, kind: type, classes: ClassList) -> None:
         raise _Fault(f"its labels are {labels!r}; a segmenter needs a score column for background, {classes.ground}")
 
 
-def _check_segmenter(network: nn.Module) -> None:
+def _check_segmenter(network: nn.Module, source: bool) -> None:
     columns, image = len(network.labels), _image()
     with torch.no_grad():
-        low = network.body(image)
+        low = _seeded(network).body(image)
         _check_untouched(image, "body(images)")
         _check_tensor("body(images)", low, (1, columns, None, None))
         whole = network.upsample(low, SIZE)
@@ -108,23 +113,23 @@ def _check_segmenter(network: nn.Module) -> None:
         other = torch.randn(low.shape, generator=torch.Generator().manual_seed(1)).to(low) * low.abs().max()
         if not _close(network.upsample(2 * low - 3 * other, SIZE), 2 * whole - 3 * network.upsample(other, SIZE)):
             raise _Fault("upsample() is not linear in the scores; move everything else into body()")
-        scores = network(image)
+        scores = _seeded(network)(image)
         _check_tensor("network(images)", scores, whole.shape)
-        label_map = network.label_map(image)
+        label_map = _seeded(network).label_map(image)
         _check_untouched(image, "label_map(images)")
     _check_tensor("label_map(images)", label_map, (1, *SIZE), torch.uint8)
     unknown = sorted(set(label_map.unique().tolist()) - set(network.labels))
     if unknown:
         raise _Fault(f"label_map(images) holds {unknown}, not in its labels; it must hold class ids, not columns")
-    _check_scores("network(images)", network, scores)
+    _check_scores("network(images)", network, network, scores, source)
     if not _close(whole, scores):
         raise _Fault("network(images) is not upsample(body(images), (H, W)); leave forward() as Segmenter has it")
 
 
-def _check_detector(network: nn.Module, classes: ClassList) -> None:
+def _check_detector(network: nn.Module, classes: ClassList, source: bool) -> None:
     columns, image = len(network.labels), _image()
     with torch.no_grad():
-        features = network.features(image)
+        features = _seeded(network).features(image)
         _check_untouched(image, "features(images)")
         proposals = network.propose(features, nms=0.9, limit=LIMIT)
         if not isinstance(proposals, list) or len(proposals) != 1 or not isinstance(proposals[0], Proposals):
@@ -134,7 +139,9 @@ def _check_detector(network: nn.Module, classes: ClassList) -> None:
         scores = network.scores(features, proposals) if count else None
     if count:
         _check_tensor("scores()", scores, (count, columns))
-        _check_scores("scores()", lambda images: network.scores(network.features(images), proposals), scores)
+        _check_scores(
+            "scores()", network, lambda images: network.scores(network.features(images), proposals), scores, source
+        )
         with torch.no_grad():
             rows = torch.arange(0, count, 2)
             if not _close(network.scores(features, [proposals[0][rows]]), scores[rows]):
@@ -181,22 +188,43 @@ def _check_detections(detections: object, foreground: set[int]) -> None:
         raise _Fault("detect() does not return the best score first; sort its detections")
 
 
-def _check_scores(what: str, function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
-    """Refuse scores f(X, t), columns in dimension 1, without a gradient or after softmax."""
+def _check_scores(
+    what: str, network: nn.Module, function: Callable[[Tensor], Tensor], scores: Tensor, source: bool
+) -> None:
+    """Refuse scores f(X, t), columns in dimension 1, after softmax or, of a source, without a gradient."""
     if scores.min() >= 0 and (scores.sum(1) - 1).abs().max() < 1e-3:
         raise _Fault(f"{what} are probabilities; return the scores before softmax")
-    images = _image().requires_grad_()
-    values = function(images)
+    images = _image().requires_grad_(source)
+    _seeded(network)
+    with torch.set_grad_enabled(source):
+        values = function(images)
     if not _close(values, scores):
-        raise _Fault(f"{what} differs from pass to pass; random layers, like dropout, must be off in evaluation mode")
+        raise _Fault(
+            f"{what} differs from pass to pass with the same torch.manual_seed(); draw random numbers by torch"
+            if getattr(network, "stochastic", False)
+            else f"{what} differs from pass to pass; random layers, like dropout, must be off in evaluation mode, or "
+            "the network says `stochastic = True`"
+        )
+    if not source:
+        return
     gradient = None
     if values.requires_grad:
         weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(2)).to(values)
         (gradient,) = torch.autograd.grad((values * weights).sum(), images, allow_unused=True)
     if gradient is None or not gradient.any():
-        raise _Fault(f"{what} has no gradient to the images; compute it in torch, without detach, no_grad or rounding")
+        raise _Fault(
+            f"{what} has no gradient to the images, which a source needs; compute it in torch, without detach, no_grad "
+            "or rounding"
+        )
     if not torch.isfinite(gradient).all():
         raise _Fault(f"the gradient of {what} is not finite; avoid roots and logarithms at 0 and divisions by 0")
+
+
+def _seeded(network: nn.Module) -> nn.Module:
+    """The network, its random numbers drawn from the start if it is meant to draw any."""
+    if getattr(network, "stochastic", False):
+        torch.default_generator.manual_seed(0)
+    return network
 
 
 def _check_tensor(what: str, value: object, shape: Sequence[int | None], *dtypes: torch.dtype) -> None:

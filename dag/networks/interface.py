@@ -80,12 +80,16 @@ class Network(nn.Module):
     channels_last : bool
         Weights, and so all maps, are stored with channels innermost.  Faster for depthwise convolutions
         (benchmarks/RESULTS.md), slower for VGG.
+    stochastic : bool
+        It draws random numbers, by torch, so the same image may give something else each time.  The evaluation
+        seeds every pass of such a network; a source of perturbations must not be one.
     """
 
     task: str
     classes: ClassList = VOC
     labels: tuple[int, ...]
     channels_last = False
+    stochastic = False
 
     def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
         """Pairs of layers, of which `build` folds the second into the first if they are convolution and normalisation.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dag.workflow import plan
-from dag.workflow.names import CONTROLS, parse
+from dag.workflow.names import CONTROLS, DEFENCES, parse
 
 # Badge and what it means for the numbers.
 KINDS = {
@@ -156,11 +156,28 @@ def labels(config: dict, entry: dict) -> dict[str, str]:
     return {name: plan.printed(config, name) for name in plan.mentioned(entry)}
 
 
-def substitutes(config: dict, entry: dict) -> dict[str, str]:
-    """What stands in for what in a table or figure, by printed name."""
-    networks = config["networks"]
-    stands_in = [name for name in plan.mentioned(entry) if "substitute" in networks[name]]
-    return {plan.printed(config, name): networks[name]["substitute"] for name in stands_in}
+def notes(config: dict, entry: dict) -> dict[str, str]:
+    """What a reader has to know of networks in a table or figure, by printed name: see `note`."""
+    found = {plan.printed(config, name): note(config, name) for name in plan.mentioned(entry)}
+    return {name: text for name, text in found.items() if text}
+
+
+def note(config: dict, network: str) -> str:
+    """What a network stands in for, and its defences in the order in which an image meets them; "" without either."""
+    *defended, base = plan.layered(config, network)
+    parts = [config["networks"][network].get("substitute", "")]
+    if defended:
+        words = [_defence(config["networks"][name]) for name in defended]
+        parts.append(f"{plan.printed(config, base)}, which sees images {', then '.join(words)}.")
+    return " ".join(part for part in parts if part)
+
+
+def _defence(entry: Mapping) -> str:
+    arguments = entry.get("arguments", {})
+    if entry["defence"] in DEFENCES:
+        return DEFENCES[entry["defence"]].format(**arguments)
+    told = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return f"through {entry['defence']}" + (f" ({told})" if told else "")
 
 
 def kin(config: dict, entry: dict) -> dict[str, dict]:
@@ -250,8 +267,9 @@ def _network(config: dict, name: str) -> dict:
         "family": plan.families(config)[name],
         "architecture": plan.architectures(config)[name],
         "part": " and ".join(parts),
-        "weights": _weights(config, entry),
+        "weights": _weights(config, config["networks"][plan.layered(config, name)[-1]]),
         "substitute": entry.get("substitute", ""),
+        "note": note(config, name),
     }
 
 

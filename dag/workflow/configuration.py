@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from string import Formatter
 
 import jsonschema
 import yaml
@@ -15,7 +16,7 @@ import yaml
 from dag.data import image_sets
 from dag.data.classes import ClassList
 from dag.workflow import paths, plan
-from dag.workflow.names import PerturbationName, check_pixels, parse
+from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,9 @@ def check(config: dict, schema: Path) -> None:
                         f"file {file!r} is not in downloads; a file of your own is given by its path, ./{file} for one "
                         "in the working directory"
                     )
+            if "of" in entry:
+                _check_defence(config, name)
+                continue
             if "training" in entry:
                 _check_training(config, name)
             _check_function(entry["architecture"])
@@ -111,6 +115,7 @@ def _check_attack(config: dict, source: str) -> None:
     """Refuse settings of an attack that contradict each other."""
     network, _, variant = source.partition("@")
     settings, task = plan.attack(config, source), config["networks"][network]["task"]
+    _check_source(config, network)
     for one in settings.get("worst_of", [settings]):
         if problem := contradiction(one, task):
             raise ValueError(f"attack {variant or task}: {problem}")
@@ -187,6 +192,45 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield from _bound(child)
 
 
+def _check_defence(config: dict, name: str) -> None:
+    """Refuse a defence that is not there, lacks an argument, or stands before itself."""
+    entry, chain = config["networks"][name], [name]
+    for key in ("architecture", "training"):
+        if key in entry:
+            raise ValueError(f"{key} is that of the network which it is `of`, {entry['of']}; leave it out")
+    while (of := config["networks"][chain[-1]].get("of")) is not None:
+        if of in chain:
+            raise ValueError(f"it is a defence of {entry['of']!r}, which is one of it; name a network of its own")
+        chain.append(of)
+    if entry["task"] != (task := config["networks"][chain[-1]]["task"]):
+        raise ValueError(f"its task is that of {chain[-1]}, {task}; leave it out")
+    defence = entry["defence"]
+    if ":" in defence:
+        _check_function(defence)
+        return
+    if defence not in DEFENCES:
+        raise ValueError(
+            f"there is no defence {defence!r}{did_you_mean(defence, DEFENCES)}; known are {', '.join(DEFENCES)}, and "
+            "your own, path/to/file.py:function"
+        )
+    wanted, given = {name for _, name, *_ in Formatter().parse(DEFENCES[defence]) if name}, entry.get("arguments", {})
+    if wanted != set(given):
+        raise ValueError(
+            f"the arguments of {defence} are {', '.join(sorted(wanted)) or 'none'}, not {', '.join(given) or 'none'}"
+        )
+
+
+def _check_source(config: dict, network: str) -> None:
+    """Refuse a source behind one of our defences that has no gradient or draws random numbers."""
+    for name in plan.layered(config, network):
+        defence = config["networks"][name].get("defence", "")
+        if defence in DEFENCES and defence not in DEFENDED_SOURCES:
+            raise ValueError(
+                f"network {network!r} is behind the defence {defence}, which has no gradient or is random, so it is no "
+                f"source; name {config['networks'][name]['of']} as the source and it as a victim"
+            )
+
+
 def _check_training(config: dict, name: str) -> None:
     """Refuse a training by a recipe for another task, or from weights that do not exist."""
     entry = config["networks"][name]
@@ -249,6 +293,8 @@ def _check_product(config: dict, entry: dict) -> None:
         raise ValueError("losses of two tasks or image sets have no mean; make one figure for each")
     if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
         raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")
+    if entry.get("kind") == "shapes":
+        _check_source(config, entry["network"])
     plan.series(config, entry)
     for row in plan.named(entry):
         try:

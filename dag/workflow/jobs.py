@@ -137,8 +137,9 @@ def classes(config: dict, entry: dict) -> dict:
 
 
 def network(config: dict, name: str) -> dict:
-    """Name, task, classes, architecture, arguments, weight files by role, and code of a network."""
-    entry = config["networks"][name]
+    """Name, task, classes, architecture, arguments, files by role, code, and defences (innermost first) of a network."""
+    *defended, base = plan.layered(config, name)
+    entry = config["networks"][base]
     return {
         "name": name,
         "task": entry["task"],
@@ -147,7 +148,13 @@ def network(config: dict, name: str) -> dict:
         "arguments": entry.get("arguments", {}),
         "files": {role: paths.told(config, path) for role, path in paths.weights(config, name).items()},
         "code": code(entry["architecture"]),
+        "defences": [_defence(config["networks"][one], one) for one in reversed(defended)],
     }
+
+
+def _defence(entry: dict, name: str) -> dict:
+    function = plan.defence(entry)
+    return {"name": name, "function": function, "arguments": entry.get("arguments", {}), "code": code(function)}
 
 
 def attack(config: dict, source: str) -> dict:

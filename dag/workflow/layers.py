@@ -82,3 +82,24 @@ def _without_nulls(mapping: dict) -> dict:
         for key, value in mapping.items()
         if value is not None
     }
+
+
+# What a network behind a defence has in common with the one without it, unless its entry says otherwise.
+INHERITED = ("task", "classes", "family", "lineage", "cost", "substitute", "licence")
+
+
+def with_defended(config: dict) -> dict:
+    """The configuration in which every network `of` another takes over what they have in common.
+
+    What is not right, an unknown network or a circle, is left for `dag.workflow.configuration.check`.
+    """
+    networks = {name: entry for name, entry in config["networks"].items() if isinstance(entry, Mapping)}
+    taken = {}
+    for name, entry in networks.items():
+        chain = [name]
+        while (of := networks[chain[-1]].get("of")) in networks and of not in chain:
+            chain.append(of)
+        if of is None and len(chain) > 1:
+            common = {"family": chain[-1]} | networks[chain[-1]]
+            taken[name] = {key: common[key] for key in INHERITED if key in common} | entry
+    return {**config, "networks": config["networks"] | taken}

@@ -15,6 +15,17 @@ CONTROLS = {
     "gaussian": "Gaussian noise of the perturbation's perceptibility",
 }
 
+# Defences of the project, `dag.networks.defences`, and what each does to images, in terms of its arguments.  A source
+# needs a gradient and no chance.
+DEFENCES = {
+    "rounding": "rounded to whole grey levels",
+    "jpeg": "written as a JPEG file of quality {quality}",
+    "blur": "blurred by a Gaussian of {sigma} pixels",
+    "noise": "with Gaussian noise of {sigma} grey levels",
+    "resizing": "resized by a factor drawn from {least} to {most}",
+}
+DEFENDED_SOURCES = ("blur",)
+
 _NAME = r"[a-z0-9][a-z0-9-]*"
 
 _CONTROL = "|".join(CONTROLS)

@@ -120,8 +120,11 @@ def trained(config: dict) -> str:
 
 
 def weights(config: dict, network: str) -> dict[str, str]:
-    """Weight files of a network by role: trained here, or downloaded."""
+    """Weight files of a network by role: trained here, or downloaded; roles of a defence begin with its network."""
     entry = config["networks"][network]
+    if "of" in entry:
+        own = {f"{network}:{role}": weight_file(config, file) for role, file in entry.get("files", {}).items()}
+        return weights(config, entry["of"]) | own
     if "training" in entry:
         return {"state_dict": f"{trained(config)}/{network}.pt"}
     return {role: weight_file(config, file) for role, file in entry["files"].items()}

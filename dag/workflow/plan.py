@@ -224,16 +224,37 @@ def families(config: dict) -> dict[str, str]:
 
 
 def architectures(config: dict) -> dict[str, str]:
-    """What every network is, whatever its weights: its function and its arguments."""
+    """What every network is, whatever its weights: its function and its arguments, and those of its defences."""
     return {
-        name: f"{entry['architecture']} {json.dumps(entry.get('arguments', {}), sort_keys=True)}"
-        for name, entry in config["networks"].items()
+        name: " of ".join(
+            f"{one.get('architecture') or one['defence']} {json.dumps(one.get('arguments', {}), sort_keys=True)}"
+            for one in (config["networks"][part] for part in layered(config, name))
+        )
+        for name in config["networks"]
     }
 
 
 def as_printed(config: dict) -> list[str]:
     """Variants that differ from the default attack by following Algorithm 1 as it is printed, and by nothing else."""
     return [name for name, changes in config["variants"].items() if changes == {"rules": "algorithm-1"}]
+
+
+def layered(config: dict, network: str) -> list[str]:
+    """A network behind defences and those that it is `of`, down to the one without; of others just itself."""
+    chain = [network]
+    while "of" in (entry := config["networks"][chain[-1]]):
+        chain.append(entry["of"])
+    return chain
+
+
+def defended(config: dict, names: Iterable[str] | None = None) -> list[str]:
+    """Networks behind a defence; of all of them by default."""
+    return [name for name in (config["networks"] if names is None else names) if "of" in config["networks"][name]]
+
+
+def defence(entry: dict) -> str:
+    """The function of a network's defence; one without a module is the project's."""
+    return entry["defence"] if ":" in entry["defence"] else f"dag.networks.defences:{entry['defence']}"
 
 
 def mentioned(entry: dict) -> list[str]:

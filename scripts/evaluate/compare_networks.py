@@ -40,7 +40,7 @@ with recomputed(*manifests):
         for victim, entry in victims.items()
         if entry["task"] == "segmentation"
     }
-states = {one: build_told(entry, fold=False).state_dict() for one, entry in params.networks.items()}
+states = {one: build_told(entry, fold=False, source=False).state_dict() for one, entry in params.networks.items()}
 weights = {frozenset(two): likeness(*(states[one] for one in two)) for two in combinations(states, 2)}
 labels = {frozenset(two): lineage.agreement(*(clean[one] for one in two)) for two in combinations(clean, 2)}
 pairs = lineage.pairs(scores, params.kin, weights, labels)

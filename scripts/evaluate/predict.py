@@ -18,6 +18,7 @@ for victim, perturbations in params.cells.items():
     sources = {
         name: None if name == "none" else folder / "perturbations" / name / f"{shard}.h5" for name in perturbations
     }
+    header |= {"seed": params.seed}
     mine = cells.cells_of(folder / "predictions", victim, shard, sources, params.pixels, header)
     wanted += mine
     lacking = [cell for cell in mine if not cell.done()]
@@ -30,10 +31,11 @@ if missing:  # torch is not even imported when all is there
 
     victims = dict.fromkeys(cell.victim for cell in missing)
     computed = predict.predict(
-        {victim: build_told(params.networks[victim]) for victim in victims},
+        {victim: build_told(params.networks[victim], source=False) for victim in victims},
         lambda image_id: voc.read_image(roots[image_id], image_id),
         list(roots),
         missing,
+        seed=params.seed,
         device=device(),
         progress=lambda items, total: progress(items, "images", total),
     )

@@ -309,6 +309,44 @@ def test_two_processes_do_not_compute_the_same_cell(tmp_path):
     assert (store.read(cell.path, "a")[0] == 9).all()
 
 
+class Chance(Segmenter):
+    """Says 5 where a random number falls below a share that the red value decides."""
+
+    labels, stochastic = (0, 5), True
+
+    def forward(self, images):
+        drawn = torch.rand(images[:, 0].shape)
+        return torch.stack([drawn, images[:, 0] / 400 + 0.2], 1)
+
+
+def test_chance_does_not_depend_on_the_order_of_work(tmp_path):
+    """Shards, batches, other cells and interruptions leave the random numbers of a cell and an image alone."""
+    shape = (3, 8, 9)
+    images = {x: np.full(shape, 100, np.float32) for x in IDS}
+    sources = {"none": None} | noisy_shards(tmp_path, 2, shape)
+
+    def predicted(name: str, ids=tuple(IDS), names=tuple(sources), seed=0, **options) -> dict:
+        chosen = {name: sources[name] for name in names}
+        made = cells_of(tmp_path / name, chosen, ("float", "8-bit"))
+        predict.predict({"victim": Chance()}, images.__getitem__, ids, made, seed=seed, **options)
+        return {(c.perturbation, c.pixels, i): store.read(c.path, i)[0].tolist() for c in made for i in ids}
+
+    before = torch.random.get_rng_state()
+    whole = predicted("whole")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len({str(array) for array in whole.values()}) == len(whole)  # each cell and image has its own
+    assert predicted("batches", batch=4) == whole
+    assert predicted("order", names=("p1", "none", "p0")) == whole
+    alone = {}
+    for image_id in reversed(IDS):
+        alone |= predicted(f"shard-{image_id}", ids=(image_id,))
+    assert alone == whole
+    (tmp_path / "late").mkdir()
+    half = predicted("late", names=("p1",))
+    assert predicted("late") == whole and half.items() <= whole.items()
+    assert predicted("other", seed=1) != whole
+
+
 PIXELS = ("float", "8-bit", "jpeg-75")
 
 

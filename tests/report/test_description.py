@@ -6,7 +6,7 @@ from test_plan import BASE, OVERLAYS, ROOT, SCHEMA, changed, read
 
 from dag.attack.rules import PRESETS
 from dag.report import description
-from dag.workflow import configuration
+from dag.workflow import configuration, layers
 
 
 def described(**keys) -> dict:
@@ -170,6 +170,26 @@ def test_attacks_of_the_family_are_described_from_their_settings():
     assert "linf norm bounded, by 8 grey levels, start: uniform" in by_variant["pgd-8"]["settings"]
     assert by_variant["sea-4"]["text"].startswith("Of apgd-mce-4, apgd-mce-bal-4, apgd-js-4, on every image")
     assert by_variant["dag-2"]["rules"] == "Algorithm 1" and by_variant["dag-2"]["text"] == ""
+
+
+def test_captions_and_the_page_say_what_a_defence_does():
+    networks = {
+        "j": {"label": "J", "of": "mini-fcn-vgg", "defence": "jpeg", "arguments": {"quality": 75}},
+        "k": {"label": "K", "of": "j", "defence": "dag.networks.defences:blur", "arguments": {"sigma": 2}},
+    }
+    table = {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test"}
+    table |= {"perturbations": ["none"], "victims": ["mini-fcn-vgg", "j", "k"]}
+    config = layers.with_defended(changed({"networks": networks, "tables": {"t": table}, "targets": ["t"]}))
+    notes = description.notes(config, table)
+    # an image meets the outer defence first
+    assert notes == {
+        "J": "FCN-VGG, which sees images written as a JPEG file of quality 75.",
+        "K": "FCN-VGG, which sees images through dag.networks.defences:blur (sigma 2), then written as a JPEG file of "
+        "quality 75.",
+    }
+    found = description.experiment(description.with_kind(config))["networks"]
+    assert {entry["label"]: entry["note"] for entry in found.values() if entry["note"]} == notes
+    assert found["j"]["weights"] == found["mini-fcn-vgg"]["weights"]
 
 
 def test_every_objective_has_its_words():

@@ -84,7 +84,7 @@ BELOW = {"robustness.yaml": ("pocket.yaml", "zoo.yaml")}
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_overlay_is_sound(name):
     overlay = read(*BELOW.get(name, ()), name)
-    configuration.check(layers.without_nulls(merge(BASE, overlay)), SCHEMA)
+    configuration.check(layers.with_defended(layers.without_nulls(merge(BASE, overlay))), SCHEMA)
 
 
 def test_null_takes_away_what_a_network_has():
@@ -95,6 +95,70 @@ def test_null_takes_away_what_a_network_has():
         "networks": {"n": {"arguments": {"body": "zf"}, "label": "N"}},
         "voc": None,
     }
+
+
+JPEG = {"label": "J", "of": "mini-fcn-vgg", "defence": "jpeg", "arguments": {"quality": 75}}
+BLUR = {"label": "B", "of": "j", "defence": "blur", "arguments": {"sigma": 1}}
+
+
+def behind(**networks) -> dict:
+    return layers.with_defended(changed({"networks": networks}))
+
+
+def test_a_network_behind_defences_is_that_network_and_they():
+    config = behind(j=JPEG, b=BLUR)
+    configuration.check(config, SCHEMA)
+    plain, both = (jobs.network(config, name) for name in ("mini-fcn-vgg", "b"))
+    assert plain["defences"] == [] and both["name"] == "b" and both["task"] == "segmentation"
+    assert [(one["name"], one["function"], one["arguments"]) for one in both["defences"]] == [
+        ("j", "dag.networks.defences:jpeg", {"quality": 75}),
+        ("b", "dag.networks.defences:blur", {"sigma": 1}),
+    ]
+    assert {key: both[key] for key in ("architecture", "arguments", "files", "code")} == {
+        key: plain[key] for key in ("architecture", "arguments", "files", "code")
+    }
+    assert paths.weights(config, "b") == paths.weights(config, "mini-fcn-vgg")
+    assert plan.families(config)["b"] == plan.families(config)["mini-fcn-vgg"]
+    assert len({plan.architectures(config)[name] for name in ("mini-fcn-vgg", "j", "b")}) == 3
+    assert plan.defended(config) == ["j", "b"]
+
+
+def test_a_defence_has_files_of_its_own():
+    own = {"label": "D", "of": "mini-fcn-vgg", "defence": "dag.networks.defences:blur", "files": {"weights": "./d.pt"}}
+    config = behind(d=own)
+    configuration.check(config, SCHEMA)
+    assert paths.weights(config, "d") == paths.weights(config, "mini-fcn-vgg") | {"d:weights": "d.pt"}
+
+
+@pytest.mark.parametrize(
+    ("networks", "says"),
+    [
+        ({"j": JPEG | {"of": "mini-fcn-vgh"}}, "'mini-fcn-vgh' is not in networks; did you mean 'mini-fcn-vgg'?"),
+        ({"j": JPEG | {"defence": "jpg"}}, "there is no defence 'jpg'; did you mean 'jpeg'?; known are rounding, jpeg"),
+        ({"j": JPEG | {"arguments": {}}}, "the arguments of jpeg are quality, not none"),
+        (
+            {"j": JPEG | {"arguments": {"quality": 1, "size": 2}}},
+            "the arguments of jpeg are quality, not quality, size",
+        ),
+        ({"j": JPEG | {"defence": "dag.networks.defences:jpg"}}, "there is no jpg in dag.networks.defences; did you"),
+        ({"j": JPEG | {"architecture": "a:b"}}, "architecture is that of the network which it is `of`, mini-fcn-vgg"),
+        ({"j": JPEG | {"task": "detection"}}, "its task is that of mini-fcn-vgg, segmentation; leave it out"),
+        ({"j": JPEG | {"of": "b"}, "b": BLUR}, "it is a defence of 'b', which is one of it"),
+        ({"j": {"label": "J", "of": "mini-fcn-vgg"}}, "'defence' is a required property"),
+    ],
+)
+def test_defences_that_cannot_be_made(networks, says):
+    assert says in message(behind(**networks))
+
+
+@pytest.mark.parametrize("overlay", [rows("j"), rows("mini-fcn-alex+j@pgd-8"), rows("b")])
+def test_a_source_needs_a_gradient(overlay):
+    says = "behind the defence jpeg, which has no gradient or is random, so it is no source; name mini-fcn-vgg as the"
+    assert says in message(merge(behind(j=JPEG, b=BLUR), overlay))
+
+
+def test_blur_has_a_gradient():
+    configuration.check(merge(behind(b=BLUR | {"of": "mini-fcn-vgg"}), rows("b", "b@pgd-8")), SCHEMA)
 
 
 def test_retrained_networks_ask_for_no_released_weights():

@@ -1,0 +1,226 @@
+"""Defences: what is done to images in front of a network.
+
+A defence is a function from a network, and arguments of the configuration, to a network of the same task that shows
+it other images.  Those here are common ones: rounding, JPEG and blur (Dziugaite et al., 2016; Guo et al., ICLR 2018),
+Gaussian noise (as in randomised smoothing, Cohen et al., ICML 2019) and resizing at random (Xie et al., ICLR 2018).
+
+Random numbers come from torch's generator of the CPU, so that a defended network gives the same on every device once
+`torch.manual_seed` was called; the evaluation seeds every pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dag.data.pictures import through_jpeg
+from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def rounding(network: Network) -> Network:
+    """Images rounded to whole grey levels, as in an 8-bit file.  Without gradient."""
+    return defended(network, torch.round)
+
+
+def jpeg(network: Network, quality: int) -> Network:
+    """Images written as JPEG files of a quality from 1 to 100 and read again.  Without gradient."""
+    if not 1 <= quality <= 100:
+        raise ValueError(f"the defence jpeg has the quality {quality}; give one from 1 to 100")
+
+    def compressed(images: Tensor) -> Tensor:
+        files = [through_jpeg(np.rint(image), quality) for image in images.detach().cpu().numpy()]
+        return torch.from_numpy(np.stack(files)).to(images)
+
+    return defended(network, compressed)
+
+
+def blur(network: Network, sigma: float) -> Network:
+    """Images convolved with a Gaussian of standard deviation `sigma` pixels; beyond the border the last pixel goes on.
+
+    The kernel ends at 4 sigma.
+    """
+    _check_positive("blur", sigma=sigma)
+    reach = int(4 * sigma + 0.5)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).float()
+
+    def blurred(images: Tensor) -> Tensor:
+        channels = images.shape[1]
+        weight = kernel.to(images).expand(channels, 1, -1)
+        images = _extended(_extended(images, 2, reach), 3, reach)
+        images = F.conv2d(images, weight[..., None], groups=channels)
+        return F.conv2d(images, weight[..., None, :], groups=channels)
+
+    return defended(network, blurred)
+
+
+def noise(network: Network, sigma: float) -> Network:
+    """Images with Gaussian noise of standard deviation `sigma` grey levels, truncated to 0..255."""
+    _check_positive("noise", sigma=sigma)
+
+    def noisy(images: Tensor) -> Tensor:
+        return (images + sigma * torch.randn(images.shape).to(images)).clamp(0, 255)
+
+    return defended(network, noisy, stochastic=True)
+
+
+def resizing(network: Network, least: float, most: float) -> Network:
+    """Images resized by a factor drawn uniformly from `least` to `most`; what is found is brought back to the image."""
+    _check_positive("resizing", least=least, most=most)
+    if least > most:
+        raise ValueError(f"the defence resizing has factors from {least} to {most}; give the smaller one first")
+    kind = _ResizedSegmenter if network.task == "segmentation" else _ResizedDetector
+    return kind(network, least, most)
+
+
+def defended(network: Network, transform: Transform, stochastic: bool = False) -> Network:
+    """A network that sees `transform(images)`.
+
+    Parameters
+    ----------
+    network : Network
+        A segmenter or a detector.
+    transform : callable
+        From images (B, 3, H, W) in 0..255 to images of the same shape and range.
+    stochastic : bool
+        Whether `transform` draws random numbers, by torch.
+    """
+    return (_Segmenter if network.task == "segmentation" else _Detector)(network, transform, stochastic)
+
+
+class _Segmenter(Segmenter):
+    def __init__(self, network: Segmenter, transform: Transform, stochastic: bool):
+        super().__init__()
+        self.network, self.transform, self.labels = network, transform, tuple(network.labels)
+        self.stochastic = stochastic or is_stochastic(network)
+
+    def body(self, images: Tensor) -> Tensor:
+        return self.network.body(self.transform(images))
+
+    def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.network.upsample(scores, size)
+
+    def label_map(self, images: Tensor) -> Tensor:
+        return self.network.label_map(self.transform(images))
+
+
+class _Detector(Detector):
+    def __init__(self, network: Detector, transform: Transform, stochastic: bool):
+        super().__init__()
+        self.network, self.transform, self.labels = network, transform, tuple(network.labels)
+        self.stochastic = stochastic or is_stochastic(network)
+
+    def features(self, images: Tensor):
+        return self.network.features(self.transform(images))
+
+    def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
+        return self.network.propose(features, nms=nms, limit=limit)
+
+    def scores(self, features, proposals: list[Proposals]) -> Tensor:
+        return self.network.scores(features, proposals)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return self.network.probabilities(scores)
+
+    def confidence(self, features, proposals: list[Proposals]) -> Tensor:
+        return self.network.confidence(features, proposals)
+
+    def detect(self, images: Tensor) -> list[Detections]:
+        return self.network.detect(self.transform(images))
+
+
+class _ResizedSegmenter(Segmenter):
+    """Scores come back to the size of the image within `body`, because that size is drawn there."""
+
+    stochastic = True
+
+    def __init__(self, network: Segmenter, least: float, most: float):
+        super().__init__()
+        self.network, self.range, self.labels = network, (least, most), tuple(network.labels)
+
+    def body(self, images: Tensor) -> Tensor:
+        return _resized(self.network(_drawn(images, *self.range)), images.shape[-2:])
+
+    def upsample(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return scores
+
+
+class _ResizedDetector(Detector):
+    """`features` are those of the resized images, their size, and that of the images."""
+
+    stochastic = True
+
+    def __init__(self, network: Detector, least: float, most: float):
+        super().__init__()
+        self.network, self.range, self.labels = network, (least, most), tuple(network.labels)
+
+    def features(self, images: Tensor):
+        resized = _drawn(images, *self.range)
+        return self.network.features(resized), resized.shape[-2:], images.shape[-2:]
+
+    def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
+        inner, size, whole = features
+        found = self.network.propose(inner, nms=nms, limit=limit)
+        return [Proposals(_boxes(one.boxes, size, whole), one.index) for one in found]
+
+    def scores(self, features, proposals: list[Proposals]) -> Tensor:
+        return self.network.scores(features[0], self._inside(features, proposals))
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return self.network.probabilities(scores)
+
+    def confidence(self, features, proposals: list[Proposals]) -> Tensor:
+        return self.network.confidence(features[0], self._inside(features, proposals))
+
+    def detect(self, images: Tensor) -> list[Detections]:
+        resized = _drawn(images, *self.range)
+        sizes = resized.shape[-2:], images.shape[-2:]
+        return [Detections(_boxes(one.boxes, *sizes), one.labels, one.scores) for one in self.network.detect(resized)]
+
+    @staticmethod
+    def _inside(features, proposals: list[Proposals]) -> list[Proposals]:
+        """Proposals of the image in the frame of the resized one."""
+        _, size, whole = features
+        return [Proposals(_boxes(one.boxes, whole, size), one.index) for one in proposals]
+
+
+def is_stochastic(network: Network) -> bool:
+    """Whether a network says that it draws random numbers; one from outside may lack the attribute."""
+    return getattr(network, "stochastic", False)
+
+
+def _check_positive(defence: str, **arguments: float) -> None:
+    for name, value in arguments.items():
+        if not value > 0:
+            raise ValueError(f"the defence {defence} has {name} = {value}; give a number above 0")
+
+
+def _extended(images: Tensor, dimension: int, reach: int) -> Tensor:
+    """Images with their first and last row, or column, repeated `reach` times; any reach, unlike torch's padding."""
+    first, last = (images.narrow(dimension, place, 1) for place in (0, images.shape[dimension] - 1))
+    times = [reach if axis == dimension else 1 for axis in range(4)]
+    return torch.cat([first.repeat(times), images, last.repeat(times)], dimension)
+
+
+def _drawn(images: Tensor, least: float, most: float) -> Tensor:
+    """Images resized by a factor drawn from `least` to `most`, the same for all of the batch."""
+    factor = least + (most - least) * float(torch.rand(()))
+    return _resized(images, tuple(max(1, round(factor * length)) for length in images.shape[-2:]))
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def _boxes(boxes: Tensor, size: tuple[int, int], other: tuple[int, int]) -> Tensor:
+    """Boxes, whose last pixels belong to them, of images of one size (H, W) in the frame of another."""
+    (height, width), (high, wide) = size, other
+    factor = boxes.new_tensor([wide / width, high / height] * 2)
+    last = boxes.new_tensor([0, 0, 1, 1])
+    return ((boxes + last) * factor - last).clamp(min=0).minimum(boxes.new_tensor([wide, high] * 2) - 1)
