@@ -2,6 +2,7 @@
 
 PRODUCTS  results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5
           results/{experiment}/shapes/{product}.h5
+          results/{experiment}/export/{image_set}/{perturbation}/index.csv, images/, perturbations/
 
 What is not made by a source is temporary: sums, multiples and controls follow from the sources in seconds and
 would multiply the storage.
@@ -126,3 +127,30 @@ rule control:
         code=code("scripts/attack/control.py"),
     script:
         "../scripts/attack/control.py"
+
+
+rule export_perturbation:
+    """Perturbed images as PNG of 8 bits and perturbations as .npy, with an index."""
+    input:
+        shards=lambda wildcards: paths.source_shards(config, [(wildcards.perturbation, wildcards.image_set)]),
+        lists=lambda wildcards: lists_of(wildcards.image_set),
+    output:
+        directory("results/{experiment}/export/{image_set}/{perturbation}"),
+    log:
+        "logs/export_perturbation/{experiment}/{image_set}/{perturbation}.txt",
+    wildcard_constraints:
+        perturbation=DRAWN_PATTERN,
+    conda:
+        "../environment.yml"
+    params:
+        image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        contents=lambda wildcards: jobs.all_contents(config, wildcards.image_set, "image"),
+        code=code("scripts/attack/export_perturbation.py"),
+    script:
+        "../scripts/attack/export_perturbation.py"
+
+
+rule export:
+    """What `export` of the configuration names, as files: --config 'export={mini-test: [mini-fcn-vgg]}'."""
+    input:
+        lambda wildcards: exported(),

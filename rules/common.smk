@@ -22,7 +22,7 @@ from dag.data.voc import FILES
 from dag.report import description
 from dag.workflow import budget, configuration, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
-from dag.workflow.names import CONTROLS, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
+from dag.workflow.names import CONTROLS, DRAWN_PATTERN, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 from dag.workflow.plan import one_of
 
 for name in layers.DEFAULTS:
@@ -79,6 +79,12 @@ def forget_second_names():
 
 def no_such_target(name):
     raise WorkflowError(plan.unknown_target(config, name))
+
+
+def exported():
+    if not config["export"]:
+        raise WorkflowError("export names nothing; say what: --config 'export={mini-test: [mini-fcn-vgg]}'")
+    return paths.exported(config)
 
 
 def read_log(path):

@@ -76,6 +76,8 @@ class Problem:
         r to begin with; default: zero.
     spent : int
         Passes that were made before.
+    seed : int
+        Of what an attack draws for this image beside its start.
     """
 
     image: Tensor
@@ -87,6 +89,7 @@ class Problem:
     start: Attack | None = None
     first: Tensor | None = None
     spent: int = 0
+    seed: int = 0
 
 
 def dense_adversaries(

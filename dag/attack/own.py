@@ -1,4 +1,4 @@
-"""Attacks of your own: a function that perturbs one image, checked and counted like every other attack."""
+"""Attacks from outside: a function that perturbs one image, or files; checked and counted like every other attack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 from dag.attack.engine import Attack, AttackError, Problem
 from dag.attack.methods import Method
 from dag.attack.rules import CONVERGED, ITERATION_LIMIT, NO_TARGETS
+from dag.data.image_sets import ImageError
+from dag.data.pictures import read_perturbation
 from dag.networks.building import function_of
+from dag.networks.chance import seeded
 from dag.networks.interface import Network
 
 
@@ -21,25 +24,26 @@ def own_attacks(
     settings: dict,
     method: Method,
 ) -> Iterator[tuple[Problem, Attack]]:
-    """Perturb every image by the function that `settings` name.
+    """Perturb every image by the function that `settings` name, or by the files of a folder.
 
     The function is called as ``function(network, image, scores, labels, **arguments)`` with the image (1, 3, H, W) in
     0..255, a callable from images (1, 3, H, W) to the scores (N, C) of the targets, differentiable in the image, and
-    the true columns (N,).  It returns the perturbation r (1, 3, H, W) in grey levels.  The recorded |T_m| are counted
-    here, before and after.
+    the true columns (N,); torch's random numbers are seeded by the image.  It returns the perturbation r (1, 3, H, W)
+    in grey levels.  The recorded |T_m| are counted here, before and after.  A folder, `perturbation`, holds what
+    `dag.data.pictures.read_perturbation` reads.
 
     Raises
     ------
     AttackError
-        If the function fails, or r has another shape, is not finite or leaves the budget.
+        If the function fails, a file cannot be used, or r has another shape, is not finite or leaves the budget.
     """
-    name = settings["function"]
-    function = function_of(name)
+    name = settings.get("function") or settings["perturbation"]
+    function = function_of(name) if "function" in settings else None
     for problem in problems:
-        if not (problem.labels >= 0).any():
-            yield problem, Attack(torch.zeros_like(problem.image)[None], NO_TARGETS, [])
+        image, targets = problem.image[None], bool((problem.labels >= 0).any())
+        if not targets and function:
+            yield problem, Attack(torch.zeros_like(image), NO_TARGETS, [])
             continue
-        image = problem.image[None]
 
         def of_targets(x: Tensor, problem: Problem = problem) -> Tensor:
             return scores(x, [problem])[0]
@@ -49,11 +53,23 @@ def own_attacks(
                 return int((of_targets(x).argmax(1) == problem.labels).sum())
 
         try:
-            r = function(network, image, of_targets, problem.labels, **settings.get("arguments", {}))
+            if function:
+                with seeded(problem.seed):
+                    r = function(network, image, of_targets, problem.labels, **settings.get("arguments", {}))
+            else:
+                clean = problem.image.cpu().numpy()
+                r = torch.from_numpy(read_perturbation(name, problem.name, clean, settings.get("unclipped", False)))[
+                    None
+                ]
+        except ImageError as error:
+            raise AttackError(f"{problem.name}: {error}") from error
         except Exception as error:
             raise AttackError(f"{problem.name}: {name} failed: {type(error).__name__}: {error}") from error
         _check(r, problem, method, name)
         r = r.detach().to(problem.image)
+        if not targets:
+            yield problem, Attack(r, NO_TARGETS, [])
+            continue
         active = [correct(image), correct(image + r)]
         yield problem, Attack(r, CONVERGED if not active[1] else ITERATION_LIMIT, active)
 

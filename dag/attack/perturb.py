@@ -108,7 +108,7 @@ def attacks(
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
 
-    A `function` of the settings is an attack of the user's own, see `dag.attack.own`.
+    A `function` of the settings is an attack of one's own, a `perturbation` a folder of files, see `dag.attack.own`.
 
     `stages` of the settings are pairs (multiple of eps, share of the iterations) that follow each other, each from
     where the one before arrived (Croce et al., ECCV 2024); `worst_of` are settings of several attacks, of which every
@@ -127,7 +127,7 @@ def attacks(
         return
     detector = network.task == "detection"
     method, scores = method_of(settings), proposal_scores(network) if detector else pixel_scores(network)
-    if "function" in settings:
+    if "function" in settings or "perturbation" in settings:
         yield from own_attacks(network, problems, scores, settings, method)
         return
     run = partial(
@@ -263,8 +263,9 @@ def perturb(
                     interruption.add_note(f"{name} was finding the targets of image {image_id} ({_pixels(image)})")
                     raise
                 begun[image_id] = problem, targets
+                drawn = int(generator("attack", seed, name, image_id).integers(2**63))
                 first = start(image, method, generator("start", seed, name, image_id))
-                yield replace(problem, first=first) if method.start != "zero" else problem
+                yield replace(problem, seed=drawn, first=first if method.start != "zero" else None)
 
         def attacked() -> Iterator[tuple[Problem, Attack]]:
             for _, group in groupby(sorted(todo, key=size), size):

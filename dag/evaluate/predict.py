@@ -18,6 +18,7 @@ from torch import Tensor
 from dag.attack.arithmetic import apply
 from dag.data.image_sets import ImageError
 from dag.evaluate.cells import Cell
+from dag.networks.chance import seeded
 from dag.networks.interface import Detections, Network
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
@@ -277,8 +278,7 @@ def _seeded(network: Network, cell: Cell, image_id: str, seed: int) -> Iterator[
         yield
         return
     rng = generator("stochastic victim", seed, cell.victim, cell.perturbation, cell.pixels, image_id)
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(int(rng.integers(2**63)))
+    with seeded(int(rng.integers(2**63))):
         yield
 
 

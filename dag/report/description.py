@@ -313,17 +313,24 @@ def _attacks(config: dict) -> list[dict]:
             text = f"Raises {OBJECTIVES[objective]}."
         elif members:
             text = f"Of {', '.join(members)}, on every image the attack that leaves the fewest targets correct."
+        elif "perturbation" in settings:
+            text = f"Perturbations of others, read from {settings['perturbation']}."
         attacks.append(
             {
                 "task": task,
                 "variant": variant,
-                "rules": RULES_NAMES[settings["rules"]] if objective == "dag" and not members else variant,
+                "rules": RULES_NAMES[settings["rules"]] if _is_dag(settings) else variant,
                 "text": text,
                 "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
                 "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
             }
         )
     return attacks
+
+
+def _is_dag(settings: Mapping) -> bool:
+    """Whether an attack is Dense Adversary Generation, whatever its rules and its budget."""
+    return settings.get("objective", "dag") == "dag" and not settings.keys() & {"worst_of", "function", "perturbation"}
 
 
 def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
@@ -339,7 +346,7 @@ def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
         sentences.append(
             f"That substitutes behave as the networks that they stand for: {', '.join(substitutes)}, see the networks."
         )
-    if any(plan.attack(config, source).get("objective", "dag") == "dag" for source, _ in plan.all_source_sets(config)):
+    if any(_is_dag(plan.attack(config, source)) for source, _ in plan.all_source_sets(config)):
         sentences.append(
             "What other adversarial labels would give: each image has one draw of them, and the standard errors come "
             "from the images alone."

@@ -20,7 +20,7 @@ from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, PerturbationName, che
 from dag.workflow.plan import did_you_mean
 
 ROOT = Path(__file__).parents[2]
-RESERVED = ("all", *plan.ABOUT)
+RESERVED = ("all", "export", *plan.ABOUT)
 
 # Modules of networks that have moved: old name, new name.
 MOVED = {
@@ -87,6 +87,10 @@ def check(config: dict, schema: Path) -> None:
                 raise ValueError("a table has this name as well; rename one of them")
             _check_pixels(config[kind][name])
             _check_product(config, config[kind][name])
+    for image_set, names in config["export"].items():
+        for name in names:
+            with _at(f"export.{image_set}"):
+                _check_row(config, "export", name)
     with _at("given_up"):
         for entry in config["given_up"]:
             image_set, _, shard = entry.partition("/")
@@ -121,6 +125,8 @@ def _check_attack(config: dict, source: str) -> None:
             raise ValueError(f"attack {variant or task}: {problem}")
         if "function" in one:
             _check_function(one["function"])
+        if not Path(one.get("perturbation", ".")).is_dir():
+            raise ValueError(f"attack {variant}: there is no folder {one['perturbation']} in {Path.cwd()}")
 
 
 def contradiction(settings: dict, task: str) -> str | None:
@@ -138,8 +144,12 @@ def contradiction(settings: dict, task: str) -> str | None:
     if dag and steps == "apgd":
         return "apgd follows the value of a loss, and dag has none; choose another objective"
     moves = [key for key in ("objective", "steps", "start", "keep", "stages", "smooth", "scales") if key in settings]
+    if "perturbation" in settings and (others := [key for key in (*moves, "function") if key in settings]):
+        return f"the perturbation is there already; leave {others[0]} out"
     if "function" in settings and moves:
         return f"the function does all by itself; leave {moves[0]} out"
+    if "unclipped" in settings and "perturbation" not in settings:
+        return "unclipped is about the files of a `perturbation`; leave it out"
     if "arguments" in settings and "function" not in settings:
         return "arguments are those of a function; name it, path/to/file.py:function"
     if not dag and "options" in settings:
@@ -349,6 +359,8 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         raise ValueError(f"there are only {config['permutations']} draws, see permutations")
     if kind in ("examples", "gallery") and (recipe.is_mean or not recipe.sources):
         raise ValueError("a panel shows one perturbation; name a source, a sum, or one draw of a control")
+    if kind == "export" and (recipe.is_mean or not recipe.sources):
+        raise ValueError(f"perturbation {row!r} is no array; name a source, a sum, or one draw of a control")
     if kind in ("density", "convergence", "matrix", "white-box") and (
         recipe != PerturbationName(recipe.sources) or len(recipe.sources) != 1
     ):

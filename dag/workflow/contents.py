@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dag.data import image_sets, voc
+from dag.data import image_sets, pictures, voc
 from dag.data.image_sets import ImageError
 
 # A file that was changed less than this before it was read may change again without another time stamp.
@@ -36,7 +36,8 @@ def digests(images: Iterable[tuple[Path, str]], *kinds: str) -> dict[str, str]:
     ----------
     images : iterable of (root, image id)
     kinds : str
-        "image", or the ground truth of a task, "segmentation" or "detection".
+        "image", the ground truth of a task, "segmentation" or "detection", or "perturbation", what others made of the
+        image; `root` is then the folder of that.
 
     Raises
     ------
@@ -149,6 +150,8 @@ def _listed(parts: tuple) -> list[tuple[str, str]] | None:
 
 
 def _paths(images: Iterable[tuple[str | Path, str]], kind: str) -> list[str]:
+    if kind == "perturbation":
+        return [str(pictures.perturbation_file(root, image_id)) for root, image_id in images]
     return [os.path.join(root, voc.FILES[kind].format(image_id)) for root, image_id in images]
 
 

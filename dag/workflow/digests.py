@@ -47,6 +47,11 @@ def code_digest(root: Path, *code: str) -> str:
     return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()[:16]
 
 
+def text_digest(text: str) -> str:
+    """Digest of a text, short enough for the name of a file."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def package_digest(root: Path) -> str:
     """Digest of all modules of the package in `root` but `WITHOUT_NUMBERS`, see `code_digest`."""
     files = [path.relative_to(root).with_suffix("") for path in sorted((root / "dag").rglob("*.py"))]

@@ -75,12 +75,21 @@ def all_contents(config: dict, name: str, *kinds: str) -> Contents:
 
 
 def attack_contents(config: dict, name: str, source: str, shard: str) -> Contents:
-    """Digests of what `perturb` reads: the images of a shard and their ground truth, or that of the whole image set."""
-    task = config["networks"][plan.network_of(source)]["task"]
-    found = shard_contents(config, name, shard, "image", task)
-    if not plan.counts_pixels(plan.attack(config, source)):
+    """Digests of what `perturb` reads: the images of a shard and their ground truth, or that of the whole image set.
+
+    Also those of perturbations that others have made, by their folder.
+    """
+    task, settings = config["networks"][plan.network_of(source)]["task"], plan.attack(config, source)
+
+    def look() -> dict:
+        found = _shard_contents(config, name, shard, "image", task)
+        for folder in plan.imported(settings):
+            found |= {folder: _shard_contents(config, name, shard, "perturbation", folder=folder)["perturbation"]}
+        if plan.counts_pixels(settings):
+            found |= {"all": all_contents(config, name, task)}
         return found
-    return Contents(lambda: found | {"all": all_contents(config, name, task)})
+
+    return Contents(look)
 
 
 def shape_contents(config: dict, product: str) -> Contents:
@@ -104,11 +113,16 @@ def training_contents(config: dict, name: str) -> Contents:
     return Contents(partial(contents.planned, images, list, *kinds, name=listed, folder=_contents(config)))
 
 
-def _shard_contents(config: dict, name: str, shard: str, *kinds: str) -> dict[str, str | None]:
-    size = config["shard_size"]
-    chosen = partial(data.shard_of, shard=shard, shard_size=size)
-    images = image_set(config, name)
-    return contents.planned(images, chosen, *kinds, name=f"{shard}-of-{size}", folder=_contents(config))
+def _shard_contents(
+    config: dict, name: str, shard: str, *kinds: str, folder: str | None = None
+) -> dict[str, str | None]:
+    """Digests of files of the images of a shard, which are in the image set or in a folder of their own."""
+    size, images = config["shard_size"], image_set(config, name)
+    chosen, known = partial(data.shard_of, shard=shard, shard_size=size), f"{shard}-of-{size}"
+    if folder is not None:
+        images["parts"] = [part | {"root": folder} for part in images["parts"]]
+        known += f".{digests.text_digest(folder)}"
+    return contents.planned(images, chosen, *kinds, name=known, folder=_contents(config))
 
 
 def _contents(config: dict) -> Path:
@@ -137,7 +151,7 @@ def classes(config: dict, entry: dict) -> dict:
 
 
 def network(config: dict, name: str) -> dict:
-    """Name, task, classes, architecture, arguments, files by role, code, and defences (innermost first) of a network."""
+    """Name, task, classes, architecture, arguments, files by role, code and defences (innermost first) of a network."""
     *defended, base = plan.layered(config, name)
     entry = config["networks"][base]
     return {

@@ -36,6 +36,8 @@ SUM_PATTERN = rf"{SOURCE_PATTERN}(?:\+{SOURCE_PATTERN})*"
 
 SCALED_PATTERN = rf"{SUM_PATTERN}(?:\.p-[1-9][0-9]*)?"
 
+DRAWN_PATTERN = rf"{SCALED_PATTERN}(?:\.(?:{_CONTROL})-[1-9][0-9]*)?"
+
 NAME_PATTERN = (
     rf"(?P<sum>{SUM_PATTERN})(?:\.p-(?P<scale>[1-9][0-9]*))?(?:\.(?P<control>{_CONTROL})(?:-(?P<draw>[1-9][0-9]*))?)?"
 )

@@ -157,6 +157,15 @@ def source_shards(config: dict, sources: Iterable[tuple[str, str]]) -> list[str]
     ]
 
 
+def exported(config: dict) -> list[str]:
+    """Folders of perturbations that are written as files of their own."""
+    return [
+        f"{results(config)}/export/{image_set}/{name}"
+        for image_set, names in config["export"].items()
+        for name in names
+    ]
+
+
 def cells(config: dict, product: str, image_set: str, shard: str) -> str:
     """Manifest of the cells of one shard of a table or figure."""
     return f"{results(config)}/cells/{product}/{image_set}/{shard}.json"

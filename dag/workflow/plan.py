@@ -324,6 +324,11 @@ def counts_pixels(settings: dict) -> bool:
     return any(each.get("objective") == "mce-bal" for each in settings.get("worst_of", [settings]))
 
 
+def imported(settings: dict) -> list[str]:
+    """Folders with perturbations of others that an attack is made of."""
+    return [each["perturbation"] for each in settings.get("worst_of", [settings]) if "perturbation" in each]
+
+
 def tasks(config: dict, networks: Iterable[str]) -> list[str]:
     """Tasks of networks, each once, in alphabetical order."""
     return sorted({config["networks"][network]["task"] for network in networks})

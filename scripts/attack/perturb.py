@@ -9,7 +9,7 @@ start(snakemake.log[0], snakemake.threads)
 from dag.attack import perturb
 from dag.data import image_sets, voc
 from dag.networks.building import build_told
-from dag.workflow import plan
+from dag.workflow import contents, plan
 
 params, source = snakemake.params, snakemake.wildcards.source
 network, settings = params.network, params.settings
@@ -17,6 +17,9 @@ kinds = ("image", network["task"])
 images, header = identity(network, params.image_set, snakemake.wildcards.shard, params.code, kinds)
 built = build_told(network)
 voc.check(images, network["task"], built.labels)  # before the first image is attacked
+for folder in plan.imported(settings):
+    files = [(folder, image_id) for _, image_id in images]
+    header["contents"] |= {folder: contents.digests(files, "perturbation")["perturbation"]}
 pixels = None
 if plan.counts_pixels(settings):
     everything = params.image_set["parts"], params.image_set["size"], params.image_set["sha256"]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_perturb
 import torch
@@ -89,6 +90,43 @@ def test_targets_are_counted_before_and_after(tmp_path):
     ((_, found), (_, nothing)) = own_attacks(None, [one, none], linear, settings, method_of(settings))
     assert found.active == [4, 1] and found.status == "iteration limit" and found.iterations == 1
     assert nothing.status == "no targets" and not nothing.perturbation.any()
+
+
+def test_perturbations_of_others_are_kept_and_counted(tmp_path):
+    image, labels = torch.full((3, 2, 2), 100.0), torch.zeros(4, dtype=torch.int64)
+    r = np.full((3, 2, 2), 1.5, np.float32)
+    r[:, 0, 0] = -300
+    np.save(tmp_path / "a.npy", r)
+    np.save(tmp_path / "b.npy", r)
+    one, none = Problem(image, labels, labels + 1, name="a"), Problem(image, labels - 1, labels, name="b")
+    settings = {"perturbation": str(tmp_path), "unclipped": True}
+    ((_, found), (_, nothing)) = own_attacks(None, [one, none], linear, settings, method_of(settings))
+    # the score of column 0 is the mean grey level, that of column 1 its negative: one pixel turns
+    assert found.active == [4, 3] and np.array_equal(found.perturbation[0], r)
+    assert nothing.status == "no targets" and np.array_equal(nothing.perturbation[0], r)
+    for changes, says in (
+        ({"unclipped": False}, "a: .*a.npy: image . r reaches from -200 to 101.5, beyond 0..255"),
+        ({"budget": "linf", "eps": 8}, "a: .* returned a perturbation of linf norm 300, above the budget eps = 8"),
+    ):
+        changed = settings | changes
+        with pytest.raises(AttackError, match=says):
+            list(own_attacks(None, [one], linear, changed, method_of(changed)))
+
+
+def test_random_numbers_are_those_of_the_image(own, tmp_path):
+    """Whatever shard and order."""
+    (own / "own" / "attack.py").write_text(
+        "import torch\ndef f(network, x, scores, labels):\n    return torch.rand(x.shape)\n"
+    )
+    root, settings = tmp_path / "voc", test_perturb.SEGMENTATION | {"function": "own/attack.py:f", "targets": "all"}
+    mini.make_voc(root, {"Main/test": IDS}, seed=5)
+    both = test_perturb.perturbed("segmentation", root, IDS[:2], tmp_path / "both.h5", settings=settings)
+    alone = test_perturb.perturbed("segmentation", root, IDS[1:2], tmp_path / "alone.h5", settings=settings)
+    other = test_perturb.perturbed("segmentation", root, IDS[1:2], tmp_path / "o.h5", settings=settings, seed=1)
+    assert np.array_equal(alone[IDS[1]][0], both[IDS[1]][0])
+    assert not np.array_equal(both[IDS[0]][0], both[IDS[1]][0]) and not np.array_equal(
+        other[IDS[1]][0], both[IDS[1]][0]
+    )
 
 
 def test_a_function_that_is_not_there():

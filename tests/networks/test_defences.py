@@ -221,6 +221,7 @@ def parameters(tmp_path, monkeypatch) -> dict:
         "architecture": "own.py:Echo",
         "arguments": {},
         "files": {"d:weights": "factor.pt"},
+        "classes": {"names": ["background", *(f"c{label}" for label in range(1, 13))], "background": "background"},
         "defences": [own, rounded],
     }
 

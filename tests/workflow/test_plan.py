@@ -161,6 +161,37 @@ def test_blur_has_a_gradient():
     configuration.check(merge(behind(b=BLUR | {"of": "mini-fcn-vgg"}), rows("b", "b@pgd-8")), SCHEMA)
 
 
+def theirs(folder, **changes) -> dict:
+    return merge(rows("mini-fcn-vgg@theirs"), {"variants": {"theirs": {"perturbation": str(folder)} | changes}})
+
+
+def test_perturbations_of_others_are_a_folder(tmp_path):
+    configuration.check(changed(theirs(tmp_path, budget="linf", eps=8, unclipped=True)), SCHEMA)
+    for changes, says in (
+        ({"objective": "ce"}, "attack theirs: the perturbation is there already; leave objective out"),
+        ({"function": "a.py:f"}, "attack theirs: the perturbation is there already; leave function out"),
+        ({"eps": 8}, "eps is the radius of a budget"),
+    ):
+        assert says in message(changed(theirs(tmp_path, **changes)))
+    assert f"attack theirs: there is no folder {tmp_path}/gone" in message(changed(theirs(tmp_path / "gone")))
+    other = merge(rows("mini-fcn-vgg@theirs"), {"variants": {"theirs": {"unclipped": True}}})
+    assert "unclipped is about the files of a `perturbation`; leave it out" in message(changed(other))
+
+
+def test_an_export_is_made_of_arrays():
+    config = changed({"export": {"mini-test": ["mini-fcn-vgg@pgd-8", "mini-fcn-vgg+mini-fcn-alex.p-4.signs-2"]}})
+    configuration.check(config, SCHEMA)
+    folder = "results/mini/export/mini-test"
+    assert paths.exported(config) == [
+        f"{folder}/mini-fcn-vgg@pgd-8",
+        f"{folder}/mini-fcn-vgg+mini-fcn-alex.p-4.signs-2",
+    ]
+    for name in ("none", "mini-fcn-vgg.permuted"):
+        says = f"configuration, export.mini-test: perturbation '{name}' is no array; name a source, a sum, or one draw"
+        assert says in message(changed({"export": {"mini-test": [name]}}))
+    assert "'mini' is not in image_sets" in message(changed({"export": {"mini": ["mini-fcn-vgg"]}}))
+
+
 def test_retrained_networks_ask_for_no_released_weights():
     config = layers.without_nulls(merge(BASE, yaml.safe_load((ROOT / "config" / "retrained.yaml").read_text())))
     full_size = [entry for entry in config["networks"].values() if ".caffe." in entry["architecture"]]

@@ -773,3 +773,61 @@ def test_every_script_has_a_rule():
 def test_a_script_stands_in_the_room_of_its_rule():
     for path in (ROOT / "rules").glob("*.smk"):
         assert set(re.findall(r"\.\./scripts/(\w+)/", path.read_text())) <= {path.stem}
+
+
+# Perturbations as files
+
+
+@pytest.mark.slow
+def test_what_is_exported_comes_back_with_the_same_scores(workflow, run):
+    names = {"own": "mini-fcn-alex", "sum": SUM, "control": f"{SUM}.permuted-1"}
+    overlay = TINY | {"export": {"mini-test": list(names.values())}}
+    code, text = snakemake(workflow, run, "export", overlay=overlay)
+    assert code == 0 and jobs(text)["export_perturbation"] == 3, text
+    folder = run / "results/tiny/export/mini-test"
+    for name in names.values():
+        index = pd.read_csv(folder / name / "index.csv", dtype=str)
+        assert list(index.id) == [image_id for image_id in ("001001", "001002", "001003") for _ in range(2)]
+        for row in index.itertuples():
+            assert hashlib.sha256((folder / name / row.file).read_bytes()).hexdigest() == row.sha256
+            assert row.shape == ("96 x 128 x 3" if row.file.endswith(".png") else "3 x 96 x 128")
+
+    # another person's folder
+    shutil.move(folder, run / "theirs")
+    variants = {
+        name: {"perturbation": f"theirs/{exported}/perturbations", "unclipped": True}
+        for name, exported in names.items()
+    }
+    variants["pictures"] = {"perturbation": "theirs/mini-fcn-alex/images"}
+    rows = ["none", names["own"], names["sum"], f"{SUM}.permuted", *(f"mini-fcn-alex@{name}" for name in variants)]
+    overlay = changed(perturbations=rows) | {"variants": variants, "pixels": ["float", "8-bit"]}
+    code, text = snakemake(workflow, run, "small", overlay=overlay)
+    assert code == 0, text
+    found = json.loads((run / "results/tiny/scores/small.json").read_text())
+    scored = {(one["victim"], cell["pixels"], cell["perturbation"]): cell for one in found for cell in one["cells"]}
+    same = ("score", "companion", "per_class", "perceptibility", "linf", "drop_se")
+    for victim, pixels, name in list(scored):
+        variant = name.partition("@")[2]
+        if variant:
+            original = scored[victim, "8-bit" if variant == "pictures" else pixels, names.get(variant, names["own"])]
+            for key in same[:3] if variant == "pictures" else same:
+                assert scored[victim, pixels, name][key] == original[key], (victim, name, key)
+
+    # nothing changes without a changed file, which concerns its shard alone
+    code, text = snakemake(workflow, run, "--dry-run", "small", overlay=overlay)
+    assert "Nothing to be done" in text, text
+    file = run / "theirs/mini-fcn-alex/perturbations/001003.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    code, text = snakemake(workflow, run, "--dry-run", "small", overlay=overlay)
+    assert [file for file in outputs(text) if "/perturbations/" in file] == [
+        "results/tiny/mini-test/perturbations/mini-fcn-alex@own/0001.h5"
+    ]
+    file.unlink()
+    code, text = snakemake(workflow, run, "small", overlay=overlay)
+    said = log(run, "perturb", "mini-test/mini-fcn-alex@own/0001")
+    assert code == 1 and "theirs/mini-fcn-alex/perturbations: there is neither 001003.npy nor 001003.png" in said
+
+
+def test_an_empty_export_says_how(workflow, tmp_path):
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "export", overlay=TINY)
+    assert code == 1 and "export names nothing; say what: --config 'export={mini-test: [mini-fcn-vgg]}'" in text, text
