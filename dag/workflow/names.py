@@ -20,7 +20,7 @@ CONTROLS = {
 DEFENCES = {
     "rounding": "rounded to whole grey levels",
     "jpeg": "written as a JPEG file of quality {quality}",
-    "blur": "blurred by a Gaussian of {sigma} pixels",
+    "blur": "blurred by a Gaussian with sigma {sigma} pixels",
     "noise": "with Gaussian noise of {sigma} grey levels",
     "resizing": "resized by a factor drawn from {least} to {most}",
 }
