@@ -89,7 +89,7 @@ class _Yolo(SingleStage):
     ):
         super().__init__()
         self.labels = tuple(label for label in labels if label is not None)
-        self.classes = len(labels)
+        self.count = len(labels)
         self.columns = [*range(5), *(5 + column for column, label in enumerate(labels) if label is not None)]
         self.score_threshold, self.nms = score_threshold, nms
         net, *sections = read_cfg(cfg)
@@ -192,8 +192,8 @@ class _Yolo(SingleStage):
 
         Anchors run over the heads in the order of the cfg, and within a head over (anchor of the mask, y, x).
         """
-        rows = torch.cat([rows_of(map_, 5 + self.classes) for map_ in self.maps(images)], 1)
-        if len(self.labels) < self.classes:
+        rows = torch.cat([rows_of(map_, 5 + self.count) for map_ in self.maps(images)], 1)
+        if len(self.labels) < self.count:
             rows = rows[..., self.columns]
         return Features(rows, tuple(images.shape[-2:]))
 
