@@ -22,7 +22,7 @@ from dag.data.voc import FILES
 from dag.report import description
 from dag.workflow import budget, configuration, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
-from dag.workflow.names import CONTROLS, DRAWN_PATTERN, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
+from dag.workflow.names import CONTROLS, DRAWN_PATTERN, REPEATED_PATTERN, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 from dag.workflow.plan import one_of
 
 for name in layers.DEFAULTS:
@@ -107,7 +107,7 @@ wildcard_constraints:
     network="[a-z0-9-]+",
     victim="[a-z0-9-]+",
     body="[a-z0-9-]+",
-    source=SOURCE_PATTERN,
+    source=REPEATED_PATTERN,
     combination=rf"{SOURCE_PATTERN}(\+{SOURCE_PATTERN})+",
     milli="[1-9][0-9]*",
     control=one_of(CONTROLS),

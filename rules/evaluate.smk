@@ -69,6 +69,7 @@ rule score:
         networks=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
         image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
         worst=lambda wildcards: plan.worst(config, product(wildcards.product)),
+        draws=lambda wildcards: plan.repeated(product(wildcards.product)),
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("scripts/evaluate/score.py"),

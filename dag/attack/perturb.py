@@ -208,7 +208,7 @@ def perturb(
         The shard to write.
     settings : dict
         Of the attack: rules, options, iterations, step, those of `dag.attack.methods.Method`, and for detection nms,
-        limit, overlap, confidence.
+        limit, overlap, confidence; `draw` is the number of a repetition, which draws other labels and another start.
     seed, name
         With the image id they seed the adversarial labels and the start: the same for every variant of the
         attack, so that variants differ by what they do alone.
@@ -229,6 +229,7 @@ def perturb(
     if pixels is not None:
         counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64)
         shares = torch.where(counts > 0, 1 / counts, 0).float().to(device)
+    again = [settings["draw"]] if "draw" in settings else []  # the first draw has the seeds that it always had
     # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
     overlapped = torch.device(device).type == "cuda"
     ids = [image_id for _, image_id in images]
@@ -244,7 +245,7 @@ def perturb(
             read = ((image_id, voc.read_image(root, image_id), truths(root, image_id)) for root, image_id in group)
             for image_id, pixels, truth in ahead(read):
                 image = torch.from_numpy(pixels).to(device)
-                rng = generator("adversarial labels", seed, name, image_id)
+                rng = generator("adversarial labels", seed, name, image_id, *again)
                 try:
                     if network.task == "segmentation":
                         truth = torch.from_numpy(truth).long()
@@ -263,8 +264,8 @@ def perturb(
                     interruption.add_note(f"{name} was finding the targets of image {image_id} ({_pixels(image)})")
                     raise
                 begun[image_id] = problem, targets
-                drawn = int(generator("attack", seed, name, image_id).integers(2**63))
-                first = start(image, method, generator("start", seed, name, image_id))
+                drawn = int(generator("attack", seed, name, image_id, *again).integers(2**63))
+                first = start(image, method, generator("start", seed, name, image_id, *again))
                 yield replace(problem, seed=drawn, first=first if method.start != "zero" else None)
 
         def attacked() -> Iterator[tuple[Problem, Attack]]:

@@ -14,6 +14,7 @@ from dag.data import voc
 from dag.data.truths import Objects
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.evaluate.coco import coco_scores, match_coco
+from dag.evaluate.draws import pooled
 from dag.evaluate.metrics import (
     bootstrap_weights,
     confusion_matrix,
@@ -41,6 +42,7 @@ def score(
     seed: int,
     missing: Iterable[str] = (),
     worst: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    draws: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     companion: str = METRICS["detection"][1],
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
@@ -62,6 +64,9 @@ def score(
     worst : mapping, optional
         {victim: {name: perturbations}}: the worst of several perturbations is a cell of its own under this name,
         see `dag.evaluate.worst`.
+    draws : mapping, optional
+        {victim: {source: perturbations}}: the attack was repeated, and the cell of the source is the mean over these
+        draws, whose spread is part of its errors, see `dag.evaluate.draws`.
     companion : str
         Second metric of detectors, "area mAP" or "COCO AP".
 
@@ -76,7 +81,7 @@ def score(
         mean over the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
         below that under the mean of each of its controls: {control: {difference, low, high}}, paired.  The worst of
         several perturbations also says `chosen`: {perturbation: number of images}; its choice is made once, for all
-        images, and kept in the resamples.
+        images, and kept in the resamples.  The mean over several draws of an attack says `draws`, their number.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = _weights(len(images), resamples, seed)
@@ -107,6 +112,14 @@ def score(
                 | {"passes": _sum([values[victim][member, pixels]["passes"] for member in names])}
                 | {"chosen": {member: int((chosen == attack).sum()) for attack, member in enumerate(names)}}
             )
+    for victim, groups in (draws or {}).items():
+        for (name, names), pixels in product(groups.items(), dict.fromkeys(pixels for *_, pixels in shards[0])):
+            parts = [values[victim][draw, pixels] for draw in names]
+            values[victim][name, pixels] = {key: _mean([part[key] for part in parts]) for key in parts[0]} | {
+                key: pooled([part[key] for part in parts], generator("draws", seed))
+                for key in ("score", "companion", *ALSO[networks[victim]["task"]])
+            }
+            values[victim][name, pixels]["draws"] = len(names)
     return [
         {
             "victim": victim,
@@ -229,7 +242,7 @@ def _cells(values: dict) -> list[dict]:
                 "passes": value["passes"],
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
-                **({"chosen": value["chosen"]} if "chosen" in value else {}),
+                **{key: value[key] for key in ("chosen", "draws") if key in value},
                 "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
             }
         )
@@ -319,7 +332,7 @@ def _means_of_draws(values: dict) -> dict:
     """Cells `x.permuted`: the mean over the draws, in every resample."""
     draws: dict[tuple[str, str], list[dict]] = {}
     for (name, pixels), value in values.items():
-        if "chosen" not in value and parse(name).draw:
+        if "chosen" not in value and parse(name).control in CONTROLS and parse(name).draw:
             draws.setdefault((name.rpartition("-")[0], pixels), []).append(value)
     return {key: {name: _mean([value[name] for value in group]) for name in group[0]} for key, group in draws.items()}
 

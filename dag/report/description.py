@@ -347,9 +347,11 @@ def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
             f"That substitutes behave as the networks that they stand for: {', '.join(substitutes)}, see the networks."
         )
     if any(_is_dag(plan.attack(config, source)) for source, _ in plan.all_source_sets(config)):
+        repeated = [name for name, entry in plan.products(config).items() if "draws" in entry]
+        but = f", several in {', '.join(repeated)}" if repeated else ""
         sentences.append(
-            "What other adversarial labels would give: each image has one draw of them, and the standard errors come "
-            "from the images alone."
+            f"What other adversarial labels would give: each image has one draw of them{but}, and the standard errors "
+            f"come from the images alone{' elsewhere' if repeated else ''}."
         )
     lost = [name for name in image_sets(config) if plan.given_up(config, name)]
     if lost:

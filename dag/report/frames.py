@@ -216,7 +216,8 @@ def white_box(
     -------
     DataFrame
         As of `transfer`, with the column `condition`: ORIG (clean), ADVR (perturbed) and PERM
-        (perturbation permuted, mean over the draws).
+        (perturbation permuted, mean over the draws), and `draws` if attacks were repeated, see
+        `dag.evaluate.score.score`.
 
     Raises
     ------
@@ -235,7 +236,8 @@ def white_box(
             label = row_label(name, {network: victim["label"]}, {})
             record = _record(victim, cells, name, label, pixels)
             named = {"column_label": row_label(source, {network: victim["label"]}, {}), "source": source}
-            records.append({"condition": condition} | record | named | _beside(paper, source, condition))
+            drawn = {"draws": cells[name]["draws"]} if "draws" in cells[name] else {}
+            records.append({"condition": condition} | record | named | drawn | _beside(paper, source, condition))
     return pd.DataFrame(records)
 
 

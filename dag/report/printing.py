@@ -253,6 +253,11 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     for group in [name for name in CONTROLS if (frame.group == name).any()]:
         name = "PERM" if "condition" in frame else CONTROL_WORDS[group]
         sentences.append(f"{name}: {CONTROLS[group]}, mean over the draws.")
+    if "draws" in frame:
+        sentences.append(
+            f"ADVR: mean over {frame.draws.max():.0f} draws of adversarial labels and random starts, whose spread is "
+            "part of the errors; p and PERM are of all draws and of the first."
+        )
     if "attack" in frame:
         sentences.append(
             "Every attack is shown to the network that it was made for; p and passes (forward passes of the attack, "

@@ -95,7 +95,7 @@ def summary(config: dict) -> str:
     Cells that tables share are counted once per table; files whose size nobody publishes are not counted.
     """
     sizes = {name: entry["size"] for name, entry in config["image_sets"].items()}
-    sources = plan.all_source_sets(config)
+    sources = [*plan.all_source_sets(config), *plan.further_draws(config)]
     attacked = sum(sizes[image_set] for _, image_set in sources)
     attack = sum(attack_seconds(config, source, sizes[image_set]) for source, image_set in sources)
     shown, predict = 0, 0.0

@@ -16,7 +16,7 @@ import yaml
 from dag.data import image_sets
 from dag.data.classes import ClassList
 from dag.workflow import paths, plan
-from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, PerturbationName, check_pixels, parse
+from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
 ROOT = Path(__file__).parents[2]
@@ -353,6 +353,8 @@ def _check_paper(entry: dict) -> None:
 def _check_row(config: dict, kind: str, row: str) -> None:
     """Refuse a perturbation that no rule makes, or that a figure of this kind cannot show."""
     recipe = parse(row)
+    if recipe.control == DRAWN:
+        raise ValueError("draws are asked for by a white-box table, `draws: 3`; name the source alone")
     for source in recipe.sources:
         _check_attack(config, source)
     if recipe.draw > config["permutations"]:

@@ -26,11 +26,17 @@ DEFENCES = {
 }
 DEFENDED_SOURCES = ("blur",)
 
+# The attack of a source made again, `x.drawn-2`, with other adversarial labels and another random start; the source
+# itself is the first draw.
+DRAWN = "drawn"
+
 _NAME = r"[a-z0-9][a-z0-9-]*"
 
 _CONTROL = "|".join(CONTROLS)
 
 SOURCE_PATTERN = rf"{_NAME}(?:@{_NAME})?"
+
+REPEATED_PATTERN = rf"{SOURCE_PATTERN}(?:\.{DRAWN}-[2-9])?"
 
 SUM_PATTERN = rf"{SOURCE_PATTERN}(?:\+{SOURCE_PATTERN})*"
 
@@ -39,7 +45,8 @@ SCALED_PATTERN = rf"{SUM_PATTERN}(?:\.p-[1-9][0-9]*)?"
 DRAWN_PATTERN = rf"{SCALED_PATTERN}(?:\.(?:{_CONTROL})-[1-9][0-9]*)?"
 
 NAME_PATTERN = (
-    rf"(?P<sum>{SUM_PATTERN})(?:\.p-(?P<scale>[1-9][0-9]*))?(?:\.(?P<control>{_CONTROL})(?:-(?P<draw>[1-9][0-9]*))?)?"
+    rf"(?P<sum>{SUM_PATTERN})(?:\.p-(?P<scale>[1-9][0-9]*))?"
+    rf"(?:\.(?P<control>{_CONTROL}|{DRAWN})(?:-(?P<draw>[1-9][0-9]*))?)?"
 )
 
 
@@ -54,9 +61,9 @@ class PerturbationName:
     scale : int
         Perceptibility that the sum is scaled to on every image, in 10⁻³; 0 if it is left as it is.
     control : str
-        One of `CONTROLS`, made of all that; "" if this is no control.
+        One of `CONTROLS`, made of all that, or `DRAWN`; "" if this is neither.
     draw : int
-        Number of the control's draw, counted from 1; 0 for the mean over all draws, which a table can
+        Number of the draw, counted from 1; 0 for the mean over all draws, which a table can
         show and no file holds.
     """
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
-from dag.workflow.names import parse
+from dag.workflow.names import DRAWN, parse
 
 # What a job says when one image keeps it from its end, see `advice`; behind it the shard, if it is not that of the job.
 OF_ONE_IMAGE = "This concerns one image: the shard can be given up."
@@ -100,12 +100,25 @@ def pairs(entry: dict) -> Iterator[tuple[str, str]]:
     elif "networks" in entry or entry.get("layout") == "white-box":
         controls = ["permuted"] if entry.get("layout") == "white-box" else []
         for source in named(entry):
-            for row in ("none", source, *(f"{source}.{control}" for control in controls)):
+            for row in ("none", *drawn(entry, source), *(f"{source}.{control}" for control in controls)):
                 yield row, network_of(source)
     else:
         for row in rows(entry):
             for victim in victims(entry):
                 yield row, victim
+
+
+def drawn(entry: dict, source: str) -> list[str]:
+    """A source and the repetitions of its attack, if a table asks for `draws`."""
+    return [source, *(f"{source}.{DRAWN}-{draw}" for draw in range(2, entry.get("draws", 1) + 1))]
+
+
+def repeated(entry: dict) -> dict[str, dict[str, list[str]]]:
+    """{network: {source: draws}} of a table that asks for several draws of every attack."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for source in named(entry) if "draws" in entry else []:
+        found.setdefault(network_of(source), {})[source] = drawn(entry, source)
+    return found
 
 
 def shown_pairs(entry: dict) -> list[tuple[str, str]]:
@@ -176,6 +189,15 @@ def source_sets(entry: dict) -> list[tuple[str, str]]:
 def all_source_sets(config: dict) -> list[tuple[str, str]]:
     """(source, image set) pairs that `all` needs."""
     return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
+
+
+def further_draws(config: dict) -> list[tuple[str, str]]:
+    """(draw of a source, image set) pairs that `all` needs beside these."""
+    found = {}
+    for entry in products(config).values():
+        for source, draws in (item for of in repeated(entry).values() for item in of.items()):
+            found |= dict.fromkeys((draw, image_set_of(entry, network_of(source))) for draw in draws[1:])
+    return list(found)
 
 
 def used_image_sets(config: dict) -> set[str]:
@@ -335,18 +357,19 @@ def tasks(config: dict, networks: Iterable[str]) -> list[str]:
 
 
 def network_of(source: str) -> str:
-    """Network of a source "network" or "network@variant"."""
-    return source.partition("@")[0]
+    """Network of a source "network" or "network@variant", or of a draw of it."""
+    return re.split("[@.]", source)[0]
 
 
 def attack(config: dict, source: str) -> dict:
-    """Settings of a source's attack: those of its task, changed by its variant.
+    """Settings of a source's attack: those of its task, changed by its variant, and the number of a further draw.
 
     Raises
     ------
     ValueError
         If the network or the variant is unknown.
     """
+    source, _, draw = source.partition(f".{DRAWN}-")
     network, _, variant = source.partition("@")
     if network not in config["networks"]:
         raise ValueError(f"network {network!r} is not in networks{did_you_mean(network, config['networks'])}")
@@ -363,7 +386,7 @@ def attack(config: dict, source: str) -> dict:
                 f"variant {variant!r} is the worst of {nested[0]!r}, which is itself one; name its members"
             )
         settings["worst_of"] = [attack(config, f"{network}@{each}") for each in settings["worst_of"]]
-    return settings
+    return settings | ({"draw": int(draw)} if draw else {})
 
 
 def shards(config: dict, image_set: str) -> list[str]:

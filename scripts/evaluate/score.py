@@ -29,6 +29,7 @@ for name, settings in params.image_sets.items():
             resamples=params.bootstrap,
             seed=params.seed,
             worst={victim: params.worst[victim] for victim in settings["victims"] if victim in params.worst},
+            draws={victim: params.draws[victim] for victim in settings["victims"] if victim in params.draws},
             companion=settings["companion"],
             missing=[image_id for shard in given_up for _, image_id in image_sets.shard_of(images, shard, size)],
             progress=lambda items: progress(items, snakemake.wildcards.product),

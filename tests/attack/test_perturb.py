@@ -96,6 +96,21 @@ def test_shards_order_and_interruptions_do_not_matter(task, root, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_further_draw_has_other_labels(task, root, tmp_path):
+    settings = {"segmentation": SEGMENTATION, "detection": DETECTION}[task]
+    first, second, third = (
+        perturbed(task, root, IDS, tmp_path / f"{draw}.h5", settings=settings | ({"draw": draw} if draw else {}))
+        for draw in (0, 2, 3)
+    )
+    # the same targets, pushed elsewhere
+    assert [known["targets"] for _, known in first.values()] == [known["targets"] for _, known in second.values()]
+    assert not any(np.array_equal(first[i][0], second[i][0]) for i in IDS if first[i][0].any())
+    assert not any(np.array_equal(second[i][0], third[i][0]) for i in IDS if first[i][0].any())
+    alone = perturbed(task, root, IDS[1:2], tmp_path / "alone.h5", settings=settings | {"draw": 2})
+    assert np.array_equal(alone[IDS[1]][0], second[IDS[1]][0])
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_what_is_stored_of_every_image(task, root, tmp_path):
     for image_id, (r, known) in perturbed(task, root, IDS, tmp_path / "a.h5").items():
         assert r.shape == voc.read_image(root, image_id).shape and r.dtype == np.float32

@@ -632,6 +632,42 @@ def test_miou_by_hand(tmp_path, root):
     assert attacked["perceptibility"] == pytest.approx(0.001) and attacked["linf"] == 1
 
 
+def test_several_draws_of_an_attack_are_one_cell(tmp_path, root):
+    """Every image alike under each draw, so that all error is that of the draws: s^2 / N of their scores."""
+    hit_all, half = {i: hit(0.9) for i in IDS}, {"a": hit(0.9), "b": hit(0.9), "c": hit(0.9)}
+    nothing = {i: np.zeros((0, 6), np.float32) for i in IDS}
+    predictions = {
+        ("none", "float"): hit_all,
+        ("net", "float"): nothing,
+        ("net.drawn-2", "float"): half,
+        ("net.drawn-3", "float"): nothing,
+        ("net.permuted-1", "float"): hit_all,
+    }
+    names = ["net", "net.drawn-2", "net.drawn-3"]
+    draws = {"victim": {"net": names}}
+    _, table = scored(tmp_path / "p", root, predictions, task="detection", resamples=4000, draws=draws)
+    cell = table["net", "float"]
+    assert cell["score"] == pytest.approx(100 / 3) and cell["drop"] == pytest.approx(200 / 3) and cell["draws"] == 3
+    # scores 0, 100, 0: s = 57.7, s / sqrt(3) = 33.3; the error of a deviation of 4000 values is 1.1 %
+    assert cell["score_se"] == pytest.approx(100 / 3, rel=0.05) and cell["drop_se"] == pytest.approx(100 / 3, rel=0.05)
+    assert cell["beyond"]["permuted"]["difference"] == pytest.approx(200 / 3)
+    assert table["net.drawn-2", "float"]["score"] == 100 and "draws" not in table["net.drawn-2", "float"]
+    assert ("net.drawn", "float") not in table
+    alone = scored(tmp_path / "q", root, predictions, task="detection")[1]["net", "float"]
+    assert alone["score"] == 0 and alone["score_se"] == 0 and "draws" not in alone
+
+
+def test_equal_draws_add_nothing(tmp_path, root):
+    maps = {"a": CLEAN["a"], "b": NOTHING["b"], "c": CLEAN["c"]}
+    predictions = {(name, "float"): label_maps(maps) for name in ("net", "net.drawn-2")}
+    predictions = {("none", "float"): label_maps(CLEAN)} | predictions
+    draws = {"victim": {"net": ["net", "net.drawn-2"]}}
+    _, table = scored(tmp_path / "p", root, predictions, draws=draws)
+    one, both = table["net.drawn-2", "float"], table["net", "float"]
+    for key in ("score", "score_se", "companion_se", "drop_low", "drop_high", "per_class", "perceptibility"):
+        assert both[key] == pytest.approx(one[key]), key
+
+
 def test_coco_ap_by_hand(tmp_path, root):
     """The same at 101 recalls: 0, .01, ... .33 with precision 1, .34, ... .66 with 2/3, 34 and 33 of 101."""
     clean = {"a": hit(0.9), "b": hit(0.5), "c": miss(0.7)}

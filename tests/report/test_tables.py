@@ -210,6 +210,14 @@ def test_white_box_table(scores):
         frames.white_box(scores[:1], ["vgg"], "float")
 
 
+def test_the_caption_says_how_often_an_attack_was_drawn(scores):
+    assert "draws of adversarial labels" not in printing.to_markdown(frames.white_box(scores[:1], ["zf"], "float"))
+    (own,) = [one for one in scores[0]["cells"] if (one["perturbation"], one["pixels"]) == ("zf", "float")]
+    own["draws"] = 3
+    text = printing.to_markdown(frames.white_box(scores[:1], ["zf"], "float"))
+    assert "ADVR: mean over 3 draws of adversarial labels and random starts, whose spread is part of" in text
+
+
 def test_pairs_are_the_cells_that_were_asked_for(scores):
     wanted = [("zf", "black"), ("zf", "zf")]
     frame = frames.pairs(scores, wanted, LABELS, SYMBOLS, "float")

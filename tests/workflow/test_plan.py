@@ -905,6 +905,27 @@ def test_draws():
     assert plan.draws("a.permuted-2", 3) == ["a.permuted-2"] and plan.draws("none", 3) == ["none"]
 
 
+def test_a_white_box_table_may_repeat_its_attacks():
+    entry = {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test", "draws": 3}
+    entry |= {"sources": ["mini-fcn-vgg", "mini-fcn-vgg@authors"]}
+    config = changed({"tables": {"mine": entry}, "targets": ["mine"]})
+    configuration.check(config, SCHEMA)
+    draws = ["mini-fcn-vgg", "mini-fcn-vgg.drawn-2", "mini-fcn-vgg.drawn-3"]
+    assert plan.repeated(entry)["mini-fcn-vgg"]["mini-fcn-vgg"] == draws
+    seen = plan.cells(entry, "mini-test", 1)
+    assert seen["mini-fcn-vgg"][:4] == ["none", *draws] and "mini-fcn-vgg@authors.drawn-3" in seen["mini-fcn-vgg"]
+    # the first draw is the source itself, with its settings and its records
+    assert plan.attack(config, draws[2]) == plan.attack(config, draws[0]) | {"draw": 3}
+    assert plan.all_source_sets(config) == [("mini-fcn-vgg", "mini-test"), ("mini-fcn-vgg@authors", "mini-test")]
+    assert plan.further_draws(config) == [
+        (f"{source}.drawn-{draw}", "mini-test") for source in entry["sources"] for draw in (2, 3)
+    ]
+    assert plan.network_of("mini-fcn-vgg@authors.drawn-3") == plan.network_of("mini-fcn-vgg.drawn-3") == "mini-fcn-vgg"
+    says = "draws are asked for by a white-box table, `draws: 3`; name the source alone"
+    assert says in message(changed(rows("mini-fcn-vgg.drawn-2")))
+    assert "unknown key 'draws'" in message(changed(table(draws=3)))
+
+
 @pytest.mark.parametrize(("size", "shard_size", "count"), [(60, 100, 1), (100, 100, 1), (101, 100, 2), (4952, 100, 50)])
 def test_shards(size, shard_size, count):
     config = {"image_sets": {"s": {"size": size}}, "shard_size": shard_size, "given_up": []}

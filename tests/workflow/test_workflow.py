@@ -811,7 +811,9 @@ def test_what_is_exported_comes_back_with_the_same_scores(workflow, run):
         if variant:
             original = scored[victim, "8-bit" if variant == "pictures" else pixels, names.get(variant, names["own"])]
             for key in same[:3] if variant == "pictures" else same:
-                assert scored[victim, pixels, name][key] == original[key], (victim, name, key)
+                # of the same array in another order in memory the last bit of a mean may differ
+                expected = pytest.approx(original[key], rel=1e-12) if key == "perceptibility" else original[key]
+                assert scored[victim, pixels, name][key] == expected, (victim, name, key)
 
     # nothing changes without a changed file, which concerns its shard alone
     code, text = snakemake(workflow, run, "--dry-run", "small", overlay=overlay)

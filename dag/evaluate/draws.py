@@ -1,0 +1,30 @@
+"""Several draws of an attack: the mean of their scores, with their spread in every resample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pooled(draws: Sequence[NDArray], rng: np.random.Generator) -> NDArray:
+    """Mean over the draws of a score, plain and in every resample of the images.
+
+    In a resample the draws are drawn as well, with replacement, and what they differ by is stretched by
+    sqrt(N / (N - 1)): so the variance over the resamples is that of the mean over the images, plus s^2 / N with the
+    unbiased variance s^2 of N draws.
+
+    Parameters
+    ----------
+    draws : sequence of ndarray (1 + resamples,)
+        One per draw: the plain score first, then one per resample; at least two.
+    rng : numpy.random.Generator
+        Seeded alike for all metrics and cells, so that they stay paired.
+    """
+    scores = np.stack(draws)
+    number, resamples = len(scores), scores.shape[1] - 1
+    picked = np.take_along_axis(scores[:, 1:], rng.integers(number, size=(number, resamples)), axis=0)
+    mean = scores.mean(0)
+    mean[1:] += np.sqrt(number / (number - 1)) * (picked.mean(0) - mean[1:])
+    return mean
