@@ -38,7 +38,7 @@ try:
     # a module's `config` is an overlay, too
     config = layers.with_defended(layers.without_nulls(layers.merged(defaults, config)))
     configuration.check(config, HERE / "config/schemas/config.schema.yaml")
-    config = description.with_kind(configuration.with_local_voc(config))
+    config = description.with_kind(configuration.with_sizes(configuration.with_local_voc(config)))
     configuration.check_lists(config)
 except ValueError as error:
     raise WorkflowError(str(error))
@@ -60,10 +60,15 @@ def lists_of(*image_sets):
     """Lists of images.
 
     How old a list is does not matter, the digests of its images do (`jobs.shard_contents`).  Images of the miniature may
-    be made anew in this run: what depends on them is then planned because of their list.
+    be made anew in this run: what depends on them is then planned because of their list.  A bare name, of a folder, could
+    be meant for a target.
     """
     return [
-        file if config["image_sets"][name].get("made_by") == "mini" else ancient(file)
+        (
+            file
+            if config["image_sets"][name].get("made_by") == "mini"
+            else ancient(file if "/" in file else str(Path(file).absolute()))
+        )
         for name in image_sets
         for file in paths.image_lists(config, name)
     ]

@@ -66,7 +66,7 @@ rule score:
         mem_mb=4000,
         runtime=60,
     params:
-        networks=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
+        networks=lambda wildcards: jobs.victims(config, wildcards.product),
         image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
         worst=lambda wildcards: plan.worst(config, product(wildcards.product)),
         draws=lambda wildcards: plan.repeated(product(wildcards.product)),

@@ -293,6 +293,8 @@ rule plot_examples:
         ),
         given_up=lambda wildcards: plan.given_up(config, product(wildcards.product)["image_set"]),
         networks=plan.printed_networks(config),
+        victims=lambda wildcards: jobs.victims(config, wildcards.product),
+        classes=lambda wildcards: jobs.coloured_classes(config, wildcards.product),
         symbols=config["symbols"],
         code=code("scripts/report/plot_examples.py"),
     script:
@@ -327,6 +329,7 @@ rule draw_gallery:
             config, product(wildcards.product)["image_set"], wildcards.shard, *FILES
         ),
         victims=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
+        classes=lambda wildcards: jobs.coloured_classes(config, wildcards.product),
         code=code("scripts/report/draw_gallery.py"),
     script:
         "../scripts/report/draw_gallery.py"
@@ -353,9 +356,13 @@ rule write_gallery:
     params:
         entry=lambda wildcards: product(wildcards.product),
         shown=lambda wildcards: plan.shown(product(wildcards.product)),
-        experiment=lambda wildcards: {"experiment": config["title"], "notice": description.notice(config)},
+        experiment=lambda wildcards: {
+            "experiment": config["title"],
+            "notice": description.notice(config, product(wildcards.product)["image_set"]),
+        },
         victims=lambda wildcards: plan.printed_networks(config, plan.victims(product(wildcards.product))),
         networks=plan.printed_networks(config),
+        classes=lambda wildcards: jobs.coloured_classes(config, wildcards.product),
         symbols=config["symbols"],
         code=code("scripts/report/write_gallery.py"),
     script:
@@ -385,6 +392,7 @@ rule plot_shapes:
         entry=lambda wildcards: product(wildcards.product),
         images=lambda wildcards: jobs.image_set(config, product(wildcards.product)["image_set"])["size"],
         label=lambda wildcards: plan.printed(config, product(wildcards.product)["network"]),
+        classes=lambda wildcards: jobs.coloured_classes(config, wildcards.product),
         code=code("scripts/report/plot_shapes.py"),
     script:
         "../scripts/report/plot_shapes.py"

@@ -5,21 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dag.attack.arithmetic import apply
-from dag.data import voc
+from dag.data.readers import Reader
 from dag.workflow import store
 from dag.workflow.files import write_text
 
 COLUMNS = ("id", "file", "shape", "sha256")
 
 
-def export(shards: list[Path], roots: Mapping[str, Path], folder: Path) -> None:
+def export(shards: list[Path], reader: Reader, folder: Path) -> None:
     """Write every perturbed image and every perturbation of some shards.
 
     The folder receives images/ID.png, the perturbed image truncated to 0..255 and rounded to 8 bits,
@@ -30,8 +29,8 @@ def export(shards: list[Path], roots: Mapping[str, Path], folder: Path) -> None:
     ----------
     shards : list of Path
         Of perturbations.
-    roots : mapping of str to Path
-        Folder of the VOC year of every image, by id.
+    reader : Reader
+        Of their image set.
     folder : Path
         New or empty.
 
@@ -40,14 +39,14 @@ def export(shards: list[Path], roots: Mapping[str, Path], folder: Path) -> None:
     ValueError
         If a shard or an image cannot be read.
     """
-    rows = []
+    rows, roots = [], {image_id: root for root, image_id in reader.images()}
     for name in ("images", "perturbations"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for shard in shards:
         with store.reading(shard, "perturbations") as file:
             for image_id in store.read_header(shard)["ids"]:
                 r, _ = store.get(file, image_id)
-                seen = apply(voc.read_image(roots[image_id], image_id), r, "8-bit").astype(np.uint8).transpose(1, 2, 0)
+                seen = apply(reader.image((roots[image_id], image_id)), r, "8-bit").astype(np.uint8).transpose(1, 2, 0)
                 png, npy = io.BytesIO(), io.BytesIO()
                 Image.fromarray(seen).save(png, "PNG")
                 np.save(npy, r)

@@ -11,6 +11,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dag.attack.arithmetic import largest, perceptibility
@@ -19,10 +20,11 @@ from dag.attack.methods import Method, method_of, project, start
 from dag.attack.own import own_attacks
 from dag.attack.rules import NO_TARGETS, Rules, rules_of
 from dag.attack.targets import Targets, detection_targets, segmentation_targets
-from dag.data import voc
+from dag.data.classes import Match
 from dag.data.image_sets import ImageError
-from dag.data.truths import Objects
-from dag.networks.interface import Detector, Network, Segmenter, background_column
+from dag.data.readers import VOC_LAYOUT, Reader
+from dag.data.truths import Objects, for_image_set, for_network, predicted
+from dag.networks.interface import Detector, Network, Segmenter, background_column, rows_of
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.workflow import store
@@ -189,6 +191,8 @@ def perturb(
     seed: int,
     name: str,
     header: dict,
+    reader: Reader = VOC_LAYOUT,
+    match: Match | None = None,
     device: str = "cpu",
     batch: int | None = None,
     pixels: Mapping[int, int] | None = None,
@@ -203,7 +207,7 @@ def perturb(
     network : Network
         The source.
     images : list of (root, image id)
-        In the order of the image set; `root` is the folder of one VOC year.
+        In the order of the image set.
     path : Path
         The shard to write.
     settings : dict
@@ -214,6 +218,10 @@ def perturb(
         attack, so that variants differ by what they do alone.
     header : dict
         Identity of the shard, see `dag.workflow.store`.
+    reader : Reader
+        Of the image set.
+    match : Match, optional
+        Of the classes of the source and of the image set; by default both are the same.
     batch : int, optional
         Images that share a pass, at most; by default that of `BATCH`.
     pixels : mapping of int to int, optional
@@ -238,13 +246,16 @@ def perturb(
         begun: dict[str, tuple[Problem, Targets]] = {}
 
         def size(image: tuple[Path, str]) -> tuple[int, int]:
-            return voc.image_size(*image)
+            return reader.size(image)
 
         def problems(group: Iterable[tuple[Path, str]]) -> Iterator[Problem]:
-            truths = voc.read_label_map if network.task == "segmentation" else voc.read_objects
-            read = ((image_id, voc.read_image(root, image_id), truths(root, image_id)) for root, image_id in group)
+            read = ((image[1], reader.image(image), reader.truth(network.task, image)) for image in group)
             for image_id, pixels, truth in ahead(read):
                 image = torch.from_numpy(pixels).to(device)
+                if truth is None:
+                    truth = predicted(clean_prediction(network, image, match))
+                if match is not None:
+                    truth = for_network(truth, match)
                 rng = generator("adversarial labels", seed, name, image_id, *again)
                 try:
                     if network.task == "segmentation":
@@ -302,6 +313,16 @@ def perturb(
             for problem, _ in begun.values():
                 interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
             raise
+
+
+def clean_prediction(network: Network, image: Tensor, match: Match | None) -> NDArray:
+    """What a network finds in an image (3, H, W): label map (H, W) or detections (D, 6), in ids of the image set."""
+    with torch.no_grad(), arithmetic("fp32", image.device.type):
+        if network.task == "segmentation":
+            found = network.label_map(image[None])[0].cpu().numpy()
+        else:
+            found = rows_of(network.detect(image[None])[0])
+    return found if match is None else for_image_set(found, match)
 
 
 def _pixels(image: Tensor) -> str:

@@ -19,7 +19,6 @@ from dag.attack.arithmetic import apply, perceptibility
 from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
 from dag.attack.perturb import pixel_scores
 from dag.attack.rules import Rules
-from dag.data.voc import CLASSES
 from dag.networks.interface import Segmenter
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
@@ -28,8 +27,8 @@ from dag.workflow.seeds import generator
 KIND = "shapes"
 
 
-def wanted_map(shape: str, height: int, width: int, label: int, size: float = 0.6) -> NDArray:
-    """A label map with one shape on background.
+def wanted_map(shape: str, height: int, width: int, label: int, size: float = 0.6, ground: int = 0) -> NDArray:
+    """A label map with one shape on background, or on what is to be around it.
 
     Parameters
     ----------
@@ -39,10 +38,12 @@ def wanted_map(shape: str, height: int, width: int, label: int, size: float = 0.
     height, width : int
         H and W of the image.
     label : int
-        VOC class id of the shape.
+        Class id of the shape.
     size : float
         Diameter of the circle and side of the square as a share of the shorter side, in (0, 1]; the strips
         have no use for it.
+    ground : int
+        Class id around the shape.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def wanted_map(shape: str, height: int, width: int, label: int, size: float = 0.
         inside = (9 * x // width % 2 == 1) & (y >= 0)
     else:
         raise ValueError(f"shape {shape!r} is unknown; choose circle, square or strips")
-    return np.where(inside, label, 0).astype(np.uint8)
+    return np.where(inside, label, ground).astype(np.uint8)
 
 
 def noise(height: int, width: int, seed: int) -> NDArray:
@@ -96,7 +97,7 @@ def reach(
     image : ndarray, float32 (3, H, W)
         In [0, 255].
     wanted : ndarray, uint8 (H, W)
-        VOC class ids.
+        Class ids.
     iterations, step : int, float
         M_0 and gamma (grey levels), as of `dag.attack.engine.dense_adversaries`.
     stop : float
@@ -111,9 +112,10 @@ def reach(
     ValueError
         If the network does not know a class of the wanted map.
     """
-    unknown = sorted({CLASSES[label] for label in np.unique(wanted) if label not in network.labels})
+    names = network.classes.names
+    unknown = sorted({names[label] for label in np.unique(wanted) if label not in network.labels})
     if unknown:
-        known = ", ".join(CLASSES[label] for label in network.labels)
+        known = ", ".join(names[label] for label in network.labels)
         raise ValueError(f"{name}: the network does not know the class {unknown[0]}; choose one of {known}")
     columns = np.zeros(256, np.int64)
     columns[list(network.labels)] = np.arange(len(network.labels))
@@ -164,13 +166,15 @@ def shape(
         every forward pass), reached_before, reached (shares of the pixels with the wanted label),
         perceptibility, largest.
     settings : mapping
-        iterations, step and stop of `reach`, and size of `wanted_map`.
+        iterations, step and stop of `reach`, size of `wanted_map`, and ground, the name of the class around the shapes,
+        if that is not background.
     header : dict
         Identity of the shard, see `dag.workflow.store`.
     progress : callable
         Wraps the list of examples.
     """
-    network = network.to(device)
+    network, classes = network.to(device), network.classes
+    ground = classes.find(settings["ground"]) if "ground" in settings else classes.ground
     examples = [(start, name) for start in starts for name in shapes]
     parts = ("image", "wanted", "perturbation", "before", "after")
     ids = [f"{start}.{name}.{part}" for start, name in examples for part in parts]
@@ -179,8 +183,8 @@ def shape(
             entries = [f"{start}.{name}.{part}" for part in parts]
             if shard.done.issuperset(entries):
                 continue
-            image, label = starts[start], CLASSES.index(shapes[name])
-            wanted = wanted_map(name, *image.shape[1:], label, settings["size"])
+            image, label = starts[start], classes.find(shapes[name])
+            wanted = wanted_map(name, *image.shape[1:], label, settings["size"], ground)
             known = {key: settings[key] for key in ("iterations", "step", "stop")}
             try:
                 attack = reach(network, image, wanted, name=f"{name} on {start}", device=device, **known)

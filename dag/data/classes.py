@@ -56,8 +56,8 @@ class ClassList:
     names : tuple of str
     background : str or None
         The one of them that stands for everything else; None: every class is foreground.
-    void : tuple of int
-        Values in label map files of pixels without a class.
+    void : tuple of int or str
+        Values in label map files of pixels without a class, and colours, "#rrggbb".
     ids : tuple of int
         Values of the classes in label map files; empty: 0..C-1.
     colours : tuple of str
@@ -71,7 +71,7 @@ class ClassList:
 
     names: tuple[str, ...]
     background: str | None = None
-    void: tuple[int, ...] = ()
+    void: tuple[int | str, ...] = ()
     ids: tuple[int, ...] = ()
     colours: tuple[str, ...] = ()
 
@@ -86,10 +86,10 @@ class ClassList:
         for what, values in (("ids", self.ids), ("colours", self.colours)):
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(values)} {what} for {len(self.names)} names; give one for each, or none")
-        both = sorted({*self.values} & {*self.void})
+        both = [*{*self.values, *self.colours} & {*self.void}]
         if both or len({*self.values}) < len(self.names):
             raise ValueError(
-                f"id {both[0]} is both a class and void; take it out of one"
+                f"{both[0]} is both a class and void; take it out of one"
                 if both
                 else "two classes have the same id; number them differently"
             )
@@ -166,8 +166,13 @@ VOC = ClassList(
         "tvmonitor",
     ),
     background="background",
-    void=(VOID,),
-)
+    void=(VOID, "#e0e0c0"),
+    colours=(
+        "#000000", "#800000", "#008000", "#808000", "#000080", "#800080", "#008080", "#808080", "#400000", "#c00000",
+        "#408000", "#c08000", "#400080", "#c00080", "#408080", "#c08080", "#004000", "#804000", "#00c000", "#80c000",
+        "#004080",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,10 +185,13 @@ class Match:
         For each id of the image set the id of the network; None where the network does not know the class.
     seen : tuple of int or None
         For each id of the network the id of the image set.
+    ground : int or None
+        Id of the background in the image set, if both have one.
     """
 
     truth: tuple[int | None, ...]
     seen: tuple[int | None, ...]
+    ground: int | None = None
 
     @property
     def unknown(self) -> list[int]:
@@ -212,7 +220,7 @@ def match(network: ClassList, image_set: ClassList) -> Match:
             f"they have no class in common: the network knows {listed(network)}, the image set {listed(image_set)}; "
             "choose another network, or name the classes alike"
         )
-    return Match(truth, seen)
+    return Match(truth, seen, None if network.ground is None else image_set.ground)
 
 
 def listed(classes: ClassList, most: int = 8) -> str:

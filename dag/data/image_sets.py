@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 # No folder, no hidden file, no second column.
@@ -48,7 +48,13 @@ def read_ids(path: str | Path) -> list[str]:
 
 
 def read_image_set(
-    parts: Iterable[dict], size: int, sha256: str | None = None, *, name: str = "", repeated: bool = False
+    parts: Iterable[dict],
+    size: int,
+    sha256: str | None = None,
+    *,
+    name: str = "",
+    repeated: bool = False,
+    read: Callable[[Mapping], list[str]] = lambda part: read_ids(part["list"]),
 ) -> list[tuple[Path, str]]:
     """Images of an image set, as (root, id) in the order of its lists.
 
@@ -65,6 +71,8 @@ def read_image_set(
     repeated : bool
         Whether an id may appear once in every part: a training set can hold an image with the
         annotations of VOC and again with those of SBD.
+    read : callable
+        From a part to its ids.
 
     Raises
     ------
@@ -74,7 +82,7 @@ def read_image_set(
     images, lists = [], []
     for part in parts:
         lists.append(str(part["list"]))
-        images += [(Path(part["root"]), image_id) for image_id in read_ids(lists[-1])]
+        images += [(Path(part["root"]), image_id) for image_id in read(part)]
     listed = images if repeated else [image_id for _, image_id in images]
     where = " + ".join(lists)
     if len(set(listed)) < len(listed):

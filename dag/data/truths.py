@@ -36,9 +36,11 @@ class Objects:
     difficult: NDArray
 
 
-def confident(rows: NDArray) -> Objects:
-    """Detections (D, 6) of the clean image, as `dag.evaluate.predict` stores them, taken for the truth."""
-    kept = rows[rows[:, 5] >= CONFIDENT]
+def predicted(clean: NDArray) -> NDArray | Objects:
+    """A prediction of the clean image, label map (H, W) or detections (D, 6), taken for the truth."""
+    if clean.dtype == np.uint8:
+        return clean
+    kept = clean[clean[:, 5] >= CONFIDENT]
     return Objects(kept[:, :4].astype(np.float32), kept[:, 4].astype(np.int64), np.zeros(len(kept), bool))
 
 
@@ -51,18 +53,17 @@ def for_network(truth: NDArray | Objects, match: Match) -> NDArray | Objects:
     return Objects(truth.boxes[known], labels, truth.difficult[known])
 
 
-def for_image_set(prediction: NDArray, match: Match, ground: int | None) -> NDArray:
+def for_image_set(prediction: NDArray, match: Match) -> NDArray:
     """A predicted label map (H, W) or detections (D, 6) in the class ids of an image set.
 
-    A class that the image set does not have is its background `ground`, or `OTHER` where it has none; detections of
-    such classes are left out.
+    A class that the image set does not have is background if both know one, or else `OTHER`; detections of such classes
+    are left out.
     """
     if prediction.dtype == np.uint8:
-        return _table(match.seen, OTHER if ground is None else ground)[prediction]
+        return _table(match.seen, OTHER if match.ground is None else match.ground)[prediction]
     labels = [match.seen[int(label)] for label in prediction[:, 4]]
-    kept = np.array([label not in (None, ground) for label in labels], bool)
-    found = prediction[kept]
-    found[:, 4] = [label for label in labels if label not in (None, ground)]
+    found = prediction[np.array([label is not None for label in labels], bool)]
+    found[:, 4] = [label for label in labels if label is not None]
     return found
 
 

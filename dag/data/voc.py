@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dag.data.classes import VOC, VOID
+from dag.data.classes import VOC, VOID, ClassList
+from dag.data.image_files import found, picture_size, read_picture
 from dag.data.image_sets import ImageError, read_ids
+from dag.data.masks import read_mask
 from dag.data.truths import Objects
 
 CLASSES = VOC.names
@@ -28,9 +29,6 @@ FILES = {
     "segmentation": "SegmentationClass/{}.png",
     "detection": "Annotations/{}.xml",
 }
-
-# Pillow warns of images with more than 89 million pixels and does not name them; `_open` refuses them by name.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def _of_one_image(read: Callable) -> Callable:
@@ -62,35 +60,10 @@ def colour_map() -> np.ndarray:
 
 
 def path_of(kind: str, root: str | Path, image_id: str) -> Path:
-    """Path of an image ("image") or of its ground truth ("segmentation", "detection")."""
+    """Path of an image ("image"), with any ending of images, or of its ground truth ("segmentation", "detection")."""
+    if kind == "image":
+        return found(Path(root, "JPEGImages"), image_id)
     return Path(root, FILES[kind].format(image_id))
-
-
-def check(images: Iterable[tuple[Path, str]], task: str, known: Collection[int]) -> None:
-    """Read the size of every image and its ground truth, to find what cannot be used before a long job.
-
-    Parameters
-    ----------
-    images : iterable of (root, image id)
-    task : str
-        "segmentation" or "detection".
-    known : collection of int
-        VOC ids of the classes that a network knows.
-
-    Raises
-    ------
-    ImageError
-        As `image_size`, `read_label_map` and `read_objects`; also if an image shows a class that is not known.
-    """
-    for root, image_id in images:
-        image_size(root, image_id)
-        shown = read_label_map(root, image_id) if task == "segmentation" else read_objects(root, image_id).labels
-        unknown = set(np.unique(shown).tolist()) - {*known, VOID}
-        if unknown:
-            raise ImageError(
-                f"{path_of(task, root, image_id)}: shows {' and '.join(CLASSES[label] for label in sorted(unknown))}, "
-                "which the network does not know; choose another network, or an image set without that"
-            )
 
 
 @_of_one_image
@@ -108,12 +81,6 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
     return read_picture(path_of("image", root, image_id))
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """An image file of any place, in the form of `read_image`."""
-    with _open(Path(path)) as image:
-        return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1), dtype=np.float32)
-
-
 @_of_one_image
 def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     """Height and width of an image, from the header of its file.
@@ -123,60 +90,25 @@ def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
     ValueError
         If the file is missing or is no image.
     """
-    with _open(path_of("image", root, image_id), decode=False) as image:
-        return image.height, image.width
+    return picture_size(path_of("image", root, image_id))
 
 
 @_of_one_image
-def read_label_map(root: str | Path, image_id: str) -> np.ndarray:
-    """The class of every pixel, uint8 (H, W): VOC ids 0..20, 255 = void.
+def read_label_map(root: str | Path, image_id: str, classes: ClassList = VOC) -> np.ndarray:
+    """The class of every pixel, uint8 (H, W): class ids, those of VOC are 0..20; 255 = void.
 
-    Palette images are read by colour, because image editors renumber palettes: the id of a pixel is the one that
+    Coloured files and palettes are read by colour, see `dag.data.masks.read_mask`: the id of a pixel is the one that
     has its colour in `colour_map`.  Grey images hold the ids themselves.
 
     Raises
     ------
     ValueError
-        If the file is missing or damaged, has a colour or an id that VOC does not use, or differs in size from
-        the image.
+        If the file is missing or damaged, has a colour or an id that no class has, or differs in size from the image.
     """
-    path = path_of("segmentation", root, image_id)
-    with _open(path) as mask, _open(path_of("image", root, image_id), decode=False) as image:
-        if mask.mode not in ("P", "L"):
-            raise ValueError(f"{path}: pixels are colours ({mask.mode}), not class ids; use VOC's palette PNG files")
-        if mask.size != image.size:
-            raise ValueError(f"{path}: label map is {_size(mask)} and its image {_size(image)}; use matching files")
-        labels = np.array(mask, dtype=np.uint8)
-        if mask.mode == "P":
-            labels = _ids_of_colours(path, mask)[labels]
-    unknown = labels[(labels >= len(CLASSES)) & (labels != VOID)]
-    if unknown.size:
-        raise ValueError(f"{path}: label {unknown[0]} is neither 0..20 nor {VOID} (void); use VOC's class ids")
-    return labels
-
-
-def _ids_of_colours(path: Path, mask: Image.Image) -> np.ndarray:
-    """The id that every index of a palette image stands for, uint8 (256,); only indices that occur are looked at."""
-    palette = np.reshape(mask.getpalette("RGB"), (-1, 3))
-    known = {tuple(colour): label for label, colour in enumerate(colour_map().tolist())}
-    ids = np.zeros(256, np.uint8)
-    for _, index in mask.getcolors():
-        colour = tuple(palette[index].tolist()) if index < len(palette) else "none"
-        if colour not in known:
-            raise ValueError(
-                f"{path}: palette index {index} has the colour {colour}, which is not in VOC's colour map; "
-                "use VOC's palette, or a grey PNG file of class ids"
-            )
-        ids[index] = known[colour]
-    return ids
-
-
-def count_pixels(images: Iterable[tuple[Path, str]]) -> dict[int, int]:
-    """Pixels of every class id in the label maps of (root, image id), void left out."""
-    counts = np.zeros(256, np.int64)
-    for root, image_id in images:
-        counts += np.bincount(read_label_map(root, image_id).ravel(), minlength=256)
-    return {int(label): int(counts[label]) for label in np.flatnonzero(counts) if label != VOID}
+    colours = colour_map()[[*range(len(classes.names)), VOID]].tolist()
+    known = dict(zip(map(tuple, colours), [*range(len(classes.names)), VOID], strict=True))
+    grey = ClassList(classes.names, classes.background, void=(VOID,))
+    return read_mask(path_of("segmentation", root, image_id), path_of("image", root, image_id), grey, known)
 
 
 def read_sbd_label_map(path: str | Path) -> np.ndarray:
@@ -239,7 +171,7 @@ def arrange_sbd(folder: str | Path, progress: Callable[[list], Iterable] = iter)
 
 
 @_of_one_image
-def read_objects(root: str | Path, image_id: str) -> Objects:
+def read_objects(root: str | Path, image_id: str, classes: ClassList = VOC) -> Objects:
     """The annotated objects of an image; its XML boxes are 1-based, the returned ones 0-based.
 
     A box may extend one pixel beyond the image (annotation tools disagree about the number of the first
@@ -253,16 +185,15 @@ def read_objects(root: str | Path, image_id: str) -> Objects:
     """
     path = path_of("detection", root, image_id)
     annotation = _annotation(path)
-    with _open(path_of("image", root, image_id), decode=False) as image:
-        width, height = image.size
+    height, width = picture_size(path_of("image", root, image_id))
     boxes, labels, difficult = [], [], []
     try:
         _check_size(annotation, width, height)
         for element in annotation.findall("object"):
-            box, label, hard = _object(element)
+            box, label, hard = _object(element, classes)
             if min(box[:2]) < 0 or box[2] > width + 1 or box[3] > height + 1:
                 raise ValueError(
-                    f"box {box} of a {CLASSES[label]} is outside the {width} x {height} image; correct the file"
+                    f"box {box} of a {classes.names[label]} is outside the {width} x {height} image; correct the file"
                 )
             boxes.append(box)
             labels.append(label)
@@ -274,9 +205,6 @@ def read_objects(root: str | Path, image_id: str) -> Objects:
         np.array(labels, np.int64),
         np.array(difficult, bool),
     )
-
-
-READERS = {"image": read_image, "segmentation": read_label_map, "detection": read_objects}
 
 
 def _annotation(path: Path) -> ElementTree.Element:
@@ -314,11 +242,13 @@ def _check_size(annotation: ElementTree.Element, width: int, height: int) -> Non
         )
 
 
-def _object(element: ElementTree.Element) -> tuple[list[float], int, bool]:
-    """Box as written, VOC class id, and difficult flag of an <object>."""
+def _object(element: ElementTree.Element, classes: ClassList) -> tuple[list[float], int, bool]:
+    """Box as written, class id, and difficult flag of an <object>."""
     name = _text(element, "name").strip()
-    if name not in CLASSES[1:]:
-        raise ValueError(f"{name!r} is not a VOC class; use one of {', '.join(CLASSES[1:])}")
+    label = classes.find(name)
+    if label is None or label == classes.ground:
+        known = ", ".join(classes.names[label] for label in classes.foreground)
+        raise ValueError(f"{name!r} is not a {'VOC ' if classes is VOC else ''}class; use one of {known}")
     if len(element.findall("bndbox")) > 1:
         raise ValueError(f"a {name} has several <bndbox>; write one <object> for each")
     try:
@@ -328,7 +258,7 @@ def _object(element: ElementTree.Element) -> tuple[list[float], int, bool]:
         raise ValueError(f"box or difficult flag of a {name} is not a number ({error}); correct the file") from error
     if not (box[0] <= box[2] and box[1] <= box[3]):
         raise ValueError(f"box {box} of a {name} is empty; correct the file")
-    return box, CLASSES.index(name), hard
+    return box, label, hard
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -337,25 +267,3 @@ def _text(element: ElementTree.Element, path: str) -> str:
     if len(found) > 1:
         raise ValueError(f"an <object> has several <{path}>; correct the file")
     return found[0].text or "" if found else ""
-
-
-def _open(path: Path, decode: bool = True) -> Image.Image:
-    """An image file; without `decode` only its header is read."""
-    image = None
-    try:
-        image = Image.open(path)
-        if decode:
-            image.load()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the image id or unpack the data again") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: too many pixels ({error}); use a smaller image") from error
-    except Exception as error:  # Pillow raises errors of many types on damaged files
-        if image is not None:
-            image.close()
-        raise ValueError(f"{path}: damaged image ({error}); unpack the data again") from error
-    return image
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width} x {image.height}"

@@ -5,7 +5,7 @@ detections), so a resample is a vector of image weights: an image with weight w 
 copies of it.  All scores are evaluated for a matrix of weights (B, N) at once; a single row of
 ones is the plain score.  The same weights for every cell of a table make differences paired.
 
-Scores are percentages.  Columns of `per_class` are VOC class ids; NaN means that the class takes
+Scores are percentages.  Columns of `per_class` are class ids; NaN means that the class takes
 no part in the mean.
 """
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_CLASSES = 21  # with background
-_VOID = 255
+from dag.data.classes import OTHER, VOC, VOID, ClassList
+
 SURE = 0.5  # detections with a lower score are not drawn, and find nothing where objects are counted
 _CHUNK = 2**22  # weights gathered at a time: 32 MiB
 
@@ -27,7 +27,9 @@ def bootstrap_weights(images: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
-def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 21) -> np.ndarray:
+def confusion_matrix(
+    truth: np.ndarray, prediction: np.ndarray, classes: int = len(VOC.names), other: bool = False
+) -> np.ndarray:
     """Pixels by true and predicted class.
 
     Parameters
@@ -38,11 +40,13 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 2
         Class ids.
     classes : int
         C, with background.
+    other : bool
+        Whether predictions may be 254, a class that the image set does not have.
 
     Returns
     -------
-    ndarray, int64 (C, C)
-        Row: true class, column: predicted class.
+    ndarray, int64 (C, C), or (C, C + 1) with `other`
+        Row: true class, column: predicted class, the last one that of other classes.
 
     Raises
     ------
@@ -54,23 +58,25 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int = 2
         raise ValueError(
             f"label map {truth.shape} and prediction {prediction.shape} differ in shape; predict at image size"
         )
-    counted = truth != _VOID
+    counted, columns = truth != VOID, classes + other
     truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-    for name, labels in (("label map", truth), ("prediction", prediction)):
-        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+    if other:
+        prediction[prediction == OTHER] = classes
+    for name, labels, most in (("label map", truth, classes), ("prediction", prediction, columns)):
+        if labels.size and not (labels.min() >= 0 and labels.max() < most):
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"{name} holds label {wrong}; use class ids 0..{classes - 1}")
-    return np.bincount(truth * classes + prediction, minlength=classes**2).reshape(classes, classes)
+    return np.bincount(truth * columns + prediction, minlength=classes * columns).reshape(classes, columns)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of every class, (..., C) in [0, 1], of confusion matrices (..., C, C).
+    """Intersection over union of every class, (..., C) in [0, 1], of `confusion_matrix` (..., C, C or C + 1).
 
     NaN for a class that occurs neither in the truth nor in the prediction.
     """
     confusion = np.asarray(confusion, np.float64)
     common = np.diagonal(confusion, axis1=-2, axis2=-1)
-    union = confusion.sum(-1) + confusion.sum(-2) - common
+    union = confusion.sum(-1) + confusion.sum(-2)[..., : common.shape[-1]] - common
     return np.divide(common, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
@@ -79,25 +85,30 @@ def mean_iou(confusion: np.ndarray) -> np.ndarray:
     return 100 * _mean(iou(confusion))
 
 
-def foreground_mean_iou(confusion: np.ndarray) -> np.ndarray:
-    """`mean_iou` without background, which no attack touches and which alone keeps mIoU above 0."""
-    return 100 * _mean(iou(confusion)[..., 1:])
+def foreground_mean_iou(confusion: np.ndarray, ground: int = 0) -> np.ndarray:
+    """`mean_iou` without background `ground`, which no attack touches and which alone keeps mIoU above 0."""
+    return 100 * _mean(np.delete(iou(confusion), ground, -1))
 
 
-def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def segmentation_scores(
+    confusions: np.ndarray, weights: np.ndarray | None = None, ground: int | None = 0
+) -> dict[str, np.ndarray]:
     """mIoU of a set of images.
 
     Parameters
     ----------
-    confusions : ndarray of integers (N, C, C)
+    confusions : ndarray of integers (N, C, C or C + 1)
         One matrix per image; they are added before the IoU is taken.
     weights : ndarray of integers (B, N), optional
         Copies of each image; one row of ones if not given.
+    ground : int, optional
+        Class id of the background.
 
     Returns
     -------
     dict
-        `score` (B,): mIoU; `companion` (B,): mIoU of the foreground classes; `per_class` (B, C); `image mIoU` (B,):
+        `score` (B,): mIoU; `companion` (B,): mIoU of the foreground classes, or the following where there is no
+        background; `per_class` (B, C); `image mIoU` (B,):
         mean over the images of the mIoU of each; `pixel accuracy` (B,): share of the pixels of the set that are
         right.  All in percent.
 
@@ -110,11 +121,12 @@ def segmentation_scores(confusions: np.ndarray, weights: np.ndarray | None = Non
     weights = check_weights(weights, len(confusions))
     # float64 for a fast product; sums of pixels stay far below 2^53 and are exact
     total = (weights.astype(np.float64) @ confusions.reshape(len(confusions), -1)).reshape(-1, *confusions.shape[1:])
+    each = _weighted_mean(mean_iou(confusions), weights)
     return {
         "score": mean_iou(total),
-        "companion": foreground_mean_iou(total),
+        "companion": each if ground is None else foreground_mean_iou(total, ground),
         "per_class": 100 * iou(total),
-        "image mIoU": _weighted_mean(mean_iou(confusions), weights),
+        "image mIoU": each,
         "pixel accuracy": 100 * _share(np.trace(total, axis1=1, axis2=2), total.sum((1, 2))),
     }
 
@@ -128,13 +140,13 @@ class Matches:
     Attributes
     ----------
     labels : ndarray, int64 (D,)
-        VOC class ids, 1..20.
+        Class ids.
     scores : ndarray, float64 (D,)
     hits : ndarray, bool (D,)
         True positive or false positive.
     images : ndarray, int64 (D,)
         Number of the image, 0..N-1.
-    counts : ndarray, int64 (N, 21)
+    counts : ndarray, int64 (N, C)
         Objects of each class in each image that are not difficult.
     """
 
@@ -145,7 +157,9 @@ class Matches:
     counts: np.ndarray
 
 
-def match_detections(truths: Sequence, detections: Sequence, threshold: float = 0.5) -> Matches:
+def match_detections(
+    truths: Sequence, detections: Sequence, threshold: float = 0.5, classes: ClassList = VOC
+) -> Matches:
     """Compare detections with objects by the rules of the VOC 2007 development kit.
 
     A detection belongs to the object of its class and image that it overlaps most (the first, in a
@@ -161,6 +175,8 @@ def match_detections(truths: Sequence, detections: Sequence, threshold: float = 
     detections : sequence of N objects with `boxes` (D, 4), `labels` (D,), `scores` (D,)
         In any order; of equal scores the earlier one comes first.
     threshold : float
+    classes : ClassList
+        What the labels are.
 
     Raises
     ------
@@ -169,11 +185,11 @@ def match_detections(truths: Sequence, detections: Sequence, threshold: float = 
     """
     if len(truths) != len(detections):
         raise ValueError(f"{len(truths)} images have objects but {len(detections)} have detections; give both for each")
-    counts = np.zeros((len(truths), _CLASSES), np.int64)
+    counts = np.zeros((len(truths), len(classes.names)), np.int64)
     columns = [[np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, bool)], [np.empty(0, np.int64)]]
     for image, (truth, detection) in enumerate(zip(truths, detections, strict=True)):
         np.add.at(counts[image], truth.labels[~truth.difficult], 1)
-        labels, scores, hits = _match(truth, *_checked(image, detection), threshold)
+        labels, scores, hits = _match(truth, *_checked(image, detection, classes), threshold)
         for column, values in zip(columns, (labels, scores, hits, np.full(len(labels), image)), strict=True):
             column.append(values)
     labels, scores, hits, images = (np.concatenate(column) for column in columns)
@@ -199,7 +215,7 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
     -------
     dict
         `score` (B,): mean of the 11-point interpolated AP (VOC 2007); `companion` (B,): mean of
-        the area under the interpolated curve (VOC 2010 on); `per_class` (B, 21): 11-point AP; `objects found` (B,):
+        the area under the interpolated curve (VOC 2010 on); `per_class` (B, C): 11-point AP; `objects found` (B,):
         share of the objects that a detection with a score of at least `SURE` has found.  All in percent.
 
     Raises
@@ -208,9 +224,10 @@ def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dic
         If the number of images differs.
     """
     weights = check_weights(weights, len(matches.counts))
-    points, area = (np.full((len(weights), _CLASSES), np.nan) for _ in range(2))
-    bounds = np.searchsorted(matches.labels, np.arange(_CLASSES + 1))
-    for label in range(1, _CLASSES):
+    classes = matches.counts.shape[1]
+    points, area = (np.full((len(weights), classes), np.nan) for _ in range(2))
+    bounds = np.searchsorted(matches.labels, np.arange(classes + 1))
+    for label in range(classes):
         rows = slice(bounds[label], bounds[label + 1])
         counts = matches.counts[:, label]
         step = max(1, _CHUNK // max(1, rows.stop - rows.start))
@@ -291,7 +308,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return common / (area_a + area_b - common)
 
 
-def _checked(image: int, detection) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(image: int, detection, classes: ClassList) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     boxes, labels = np.asarray(detection.boxes), np.asarray(detection.labels, np.int64)
     scores = np.asarray(detection.scores, np.float64)
     if boxes.shape != (len(labels), 4) or labels.shape != scores.shape:
@@ -301,8 +318,11 @@ def _checked(image: int, detection) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         )
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError(f"image number {image}: a box or score is not finite; predict again")
-    if len(labels) and not (labels.min() >= 1 and labels.max() < _CLASSES):
-        raise ValueError(f"image number {image}: a detection's class is not in 1..{_CLASSES - 1}; use VOC's class ids")
+    if strange := set(labels.tolist()) - set(classes.foreground):
+        raise ValueError(
+            f"image number {image}: a detection's class is {min(strange)}; use class ids 0..{len(classes.names) - 1}, "
+            "without that of background"
+        )
     return boxes, labels, scores
 
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dag.attack.arithmetic import apply
+from dag.data.classes import Match
 from dag.data.image_sets import ImageError
+from dag.data.truths import for_image_set
 from dag.evaluate.cells import Cell
 from dag.networks.chance import seeded
-from dag.networks.interface import Detections, Network
+from dag.networks.interface import Detections, Network, rows_of
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
 from dag.workflow.overlap import ahead
@@ -39,6 +41,7 @@ def predict(
     ids: Sequence[str],
     cells: Sequence[Cell],
     *,
+    matches: Mapping[str, Match] | None = None,
     seed: int = 0,
     device: str = "cpu",
     batch: int | None = None,
@@ -66,6 +69,8 @@ def predict(
         Images of the shard.
     cells : sequence of Cell
         Cells of these victims; those that are done by now are kept.
+    matches : mapping of str to Match, optional
+        Of the classes of every victim and of the image set, whose ids are stored; by default both are the same.
     seed : int
         Of the random numbers of victims that draw some.
     batch : int, optional
@@ -88,8 +93,8 @@ def predict(
 
     Notes
     -----
-    Segmentation stores uint8 (H, W) VOC class ids; detection stores float32 (D, 6) rows
-    (x_min, y_min, x_max, y_max, VOC class id, score).  The attributes repeat what is known of the
+    Segmentation stores uint8 (H, W) class ids; detection stores float32 (D, 6) rows
+    (x_min, y_min, x_max, y_max, class id, score).  The attributes repeat what is known of the
     perturbation: perceptibility and largest value, measured on the stored array, and the passes that it took.
     """
     kind = torch.device(device).type
@@ -105,12 +110,12 @@ def predict(
     def shown() -> Iterator[None]:
         nonlocal others
         for group in groups:
-            done, busy = yield from _group(networks, read, ids, group, seed, device, sizes, wait=False)
+            done, busy = yield from _group(networks, read, ids, group, seed, device, sizes, matches or {}, wait=False)
             computed.update(cell.victim for cell in done)
             others += busy
         # what other jobs were computing: they were not waited for while there was work
         for cell in others:
-            done, _ = yield from _group(networks, read, ids, [cell], seed, device, sizes, wait=True)
+            done, _ = yield from _group(networks, read, ids, [cell], seed, device, sizes, matches or {}, wait=True)
             computed.update(cell.victim for cell in done)
 
     with closing(shown()) as images:
@@ -140,6 +145,7 @@ def _group(
     seed: int,
     device: str,
     sizes: dict[str, int],
+    matches: Mapping[str, Match],
     *,
     wait: bool,
 ) -> Iterator[None]:
@@ -202,18 +208,24 @@ def _group(
                     mine = mine[len(cells_of_pass) :]
                     known = [perturbations[cell.perturbation][1] for cell in cells_of_pass]
                     shards_of_pass = [shards[cell.path] for cell in cells_of_pass]
-                    pending.append(pool.submit(_put, shards_of_pass, image_id, found, known))
+                    pending.append(pool.submit(_put, shards_of_pass, image_id, found, known, matches.get(victim)))
                     _settle(pending, PENDING)
             yield
         _settle(pending, 0)
     return taken, busy
 
 
-def _put(shards: Sequence[store.Writer], image_id: str, found: Tensor | list[Detections], known: list[dict]) -> None:
+def _put(
+    shards: Sequence[store.Writer],
+    image_id: str,
+    found: Tensor | list[Detections],
+    known: list[dict],
+    match: Match | None,
+) -> None:
     """Store what the victim said about the variants of an image, when the device has computed it."""
-    arrays = found.cpu().numpy() if isinstance(found, Tensor) else [_rows(one) for one in found]
+    arrays = found.cpu().numpy() if isinstance(found, Tensor) else [rows_of(one) for one in found]
     for shard, array, attributes in zip(shards, arrays, known, strict=True):
-        shard.put(image_id, array, attributes)
+        shard.put(image_id, array if match is None else for_image_set(array, match), attributes)
 
 
 def _settle(pending: deque[Future], most: int) -> None:
@@ -294,8 +306,3 @@ def outputs(network: Network, images: Sequence[Tensor], size: int = 1) -> Tensor
     batch = torch.stack([*images, *[images[-1]] * (size - len(images))])
     with arithmetic("fp32", batch.device.type):
         return (network.label_map if network.task == "segmentation" else network.detect)(batch)[: len(images)]
-
-
-def _rows(found: Detections) -> NDArray:
-    columns = [found.boxes, found.labels[:, None].float(), found.scores[:, None]]
-    return torch.cat([column.float().cpu() for column in columns], dim=1).numpy()

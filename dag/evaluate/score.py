@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.data import voc
-from dag.data.truths import Objects
+from dag.data.classes import VOC, ClassList, match
+from dag.data.readers import VOC_LAYOUT, Reader
+from dag.data.truths import CONFIDENT, Objects, predicted, without
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.evaluate.coco import coco_scores, match_coco
 from dag.evaluate.draws import pooled
 from dag.evaluate.metrics import (
+    Matches,
     bootstrap_weights,
     confusion_matrix,
     detection_scores,
@@ -44,6 +47,7 @@ def score(
     worst: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     draws: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     companion: str = METRICS["detection"][1],
+    reader: Reader = VOC_LAYOUT,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[dict]:
     """Score every cell of a table.
@@ -55,7 +59,7 @@ def score(
     images : list of (root, image id)
         The whole image set in order, without what is `missing`.
     networks : dict
-        Victims in order: {name: {"label", "task", ...}}.
+        Victims in order: {name: {"label", "task", "classes", ...}}, the latter as in the configuration; default: VOC.
     resamples, seed : int
         Of the bootstrap over images.  All cells and victims of an image set share the resamples,
         so differences between cells are paired.
@@ -69,23 +73,27 @@ def score(
         draws, whose spread is part of its errors, see `dag.evaluate.draws`.
     companion : str
         Second metric of detectors, "area mAP" or "COCO AP".
+    reader : Reader
+        Of the image set.
 
     Returns
     -------
     list of dict
-        One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric
-        and `cells`: for each cell perturbation, pixels, score, score_se, companion, companion_se, drop, drop_se,
-        drop_low, drop_high (against `none`, paired, with its 95 % interval), beyond, per_class, also (further metrics:
-        {name: {value, se}}; all in percent, None where a class is absent), passes (forward passes of the attack, mean
-        over images; None if not counted), perceptibility (mean over images) and linf (largest |r|, grey levels).  The
-        mean over the draws of a control is a cell of its own, `x.permuted`.  `beyond` says by how much the score lies
+        One per victim: victim, label, task, images (their number), missing (ids), metric, companion_metric, truth
+        ("annotated", or "clean" if the clean prediction was taken for it), ignored ({class that the network does not
+        know: pixels or objects that do not count}) and `cells`: for each cell perturbation, pixels, score, score_se,
+        companion, companion_se, drop, drop_se, drop_low, drop_high (against `none`, paired, with its 95 % interval),
+        beyond, per_class, also (further metrics: {name: {value, se}}; all in percent, None where a class is absent),
+        passes (forward passes of the attack, mean over images; None if not counted), perceptibility (mean over images)
+        and linf (largest |r|, grey levels).  The mean over the draws of a control is a cell of its own, `x.permuted`.
+        `beyond` says by how much the score lies
         below that under the mean of each of its controls: {control: {difference, low, high}}, paired.  The worst of
         several perturbations also says `chosen`: {perturbation: number of images}; its choice is made once, for all
         images, and kept in the resamples.  The mean over several draws of an attack says `draws`, their number.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = _weights(len(images), resamples, seed)
-    truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
+    truths = _truths(reader, images, networks, shards)
     values: dict[str, dict] = {victim: {} for victim in networks}
     compared: dict[tuple[str, str, str], tuple[NDArray | list, dict]] = {}
     members = {
@@ -94,8 +102,8 @@ def score(
     for victim, name, pixels in progress(list(shards[0])):
         task = networks[victim]["task"]
         outputs, known = predictions([shard[victim, name, pixels] for shard in shards], images)
-        seen = _compared(task, truths[task], outputs)
-        values[victim][name, pixels] = _values(task, truths[task], seen, weights, companion) | _size(known)
+        seen = _compared(task, truths[victim], outputs)
+        values[victim][name, pixels] = _values(task, truths[victim], seen, weights, companion) | _size(known)
         if (victim, name) in members:
             compared[victim, name, pixels] = seen, known
     for victim, groups in (worst or {}).items():
@@ -103,11 +111,11 @@ def score(
         for (name, names), pixels in product(groups.items(), dict.fromkeys(pixels for *_, pixels in shards[0])):
             rng = generator("worst", seed, victim, name)
             seen, known = zip(*(compared[victim, member, pixels] for member in names), strict=True)
-            chosen = _worst(task, truths[task], seen, rng)
+            chosen = _worst(task, truths[victim], seen, rng)
             picked = [one[image] for image, one in enumerate(map(seen.__getitem__, chosen))]
             picked = np.stack(picked) if task == "segmentation" else picked
             values[victim][name, pixels] = (
-                _values(task, truths[task], picked, weights, companion)
+                _values(task, truths[victim], picked, weights, companion)
                 | _size([known[attack][image] for image, attack in enumerate(chosen)])
                 | {"passes": _sum([values[victim][member, pixels]["passes"] for member in names])}
                 | {"chosen": {member: int((chosen == attack).sum()) for attack, member in enumerate(names)}}
@@ -128,8 +136,10 @@ def score(
             "images": len(images),
             "missing": list(missing),
             "metric": METRICS[entry["task"]][0],
-            "companion_metric": companion if entry["task"] == "detection" else METRICS[entry["task"]][1],
-            "cells": _cells(values[victim]),
+            "companion_metric": _companion(entry["task"], companion, reader.classes),
+            "truth": "annotated" if reader.annotated else "clean",
+            "ignored": truths[victim].ignored,
+            "cells": _cells(values[victim], reader.classes),
         }
         for victim, entry in networks.items()
     ]
@@ -142,13 +152,14 @@ def resampled_scores(
     *,
     resamples: int,
     seed: int,
+    reader: Reader = VOC_LAYOUT,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[tuple[str, str, str], tuple[NDArray, dict]]:
     """Score of every cell in every resample: what comparisons of many cells are made of.
 
     Parameters
     ----------
-    manifests, images, networks, resamples, seed
+    manifests, images, networks, resamples, seed, reader
         As of `score`, with the same resamples.
 
     Returns
@@ -159,24 +170,28 @@ def resampled_scores(
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = _weights(len(images), resamples, seed)
-    truths = {task: _truth(images, task) for task in {entry["task"] for entry in networks.values()}}
+    truths = _truths(reader, images, networks, shards)
     found = {}
     for cell in progress(list(shards[0])):
-        task = networks[cell[0]]["task"]
+        task, truth = networks[cell[0]]["task"], truths[cell[0]]
         seen, known = predictions([shard[cell] for shard in shards], images)
-        values = _values(task, truths[task], _compared(task, truths[task], seen), weights)
+        values = _values(task, truth, _compared(task, truth, seen), weights)
         found[cell] = values["score"], _size(known)
     return found
 
 
 def clean_scores(
-    manifests: list[Path], images: list[tuple[Path, str]], networks: dict[str, dict], threshold: float = 0.5
+    manifests: list[Path],
+    images: list[tuple[Path, str]],
+    networks: dict[str, dict],
+    threshold: float = 0.5,
+    reader: Reader = VOC_LAYOUT,
 ) -> NDArray:
     """How well every victim does on every clean image, each taken as a set of its own.
 
     Parameters
     ----------
-    manifests, images, networks
+    manifests, images, networks, reader
         As of `score`.
     threshold : float
         Detections with a lower score do not count, as they are not drawn.
@@ -184,35 +199,88 @@ def clean_scores(
     Returns
     -------
     ndarray, float64 (victims, images)
-        In percent: foreground mIoU, or F1 = 2 TP / (2 TP + FP + FN) of the detections; NaN where an image has
-        nothing to find.
+        In percent: foreground mIoU (mIoU where there is no background), or F1 = 2 TP / (2 TP + FP + FN) of the
+        detections; NaN where an image has nothing to find.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
-    alone = np.ones((1, 1), np.int64)
+    alone, truths = np.ones((1, 1), np.int64), _truths(reader, images, networks, shards)
     found = []
     for victim, entry in networks.items():
-        seen, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
-        pairs = zip(_truth(images, entry["task"]), seen, strict=True)
-        if entry["task"] == "segmentation":
-            found.append(
-                [
-                    _values("segmentation", [truth], _compared("segmentation", [truth], [seen]), alone)["companion"][0]
-                    for truth, seen in pairs
-                ]
-            )
+        outputs, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
+        task, pairs = entry["task"], zip(map(truths[victim].only, range(len(images))), outputs, strict=True)
+        if task == "segmentation":
+            values = [_values(task, one, _compared(task, one, [seen]), alone) for one, seen in pairs]
+            found.append([value["companion"][0] for value in values])
         else:
-            found.append([_f1(truth, seen[seen[:, 5] >= threshold]) for truth, seen in pairs])
+            found.append([_f1(one, seen[seen[:, 5] >= threshold]) for one, seen in pairs])
     return np.array(found, np.float64)
 
 
-def _f1(truth: Objects, rows: NDArray) -> float:
+@dataclass(frozen=True)
+class _Truth:
+    """What the predictions of one victim are compared with: one truth per image, in ids of the image set's classes.
+
+    `other`: whether the victim predicts classes that the image set does not have.  `ignored`: see `score`.
+    """
+
+    images: Sequence[NDArray] | Sequence[Objects]
+    classes: ClassList
+    other: bool
+    ignored: dict[str, int]
+
+    def only(self, image: int) -> _Truth:
+        """That of one image."""
+        return replace(self, images=[self.images[image]])
+
+    def matches(self, detections: Sequence) -> Matches:
+        return match_detections(self.images, detections, classes=self.classes)
+
+
+def _truths(
+    reader: Reader, images: list[tuple[Path, str]], networks: Mapping[str, Mapping], shards: list
+) -> dict[str, _Truth]:
+    """For every victim the annotated truth without what it does not know, or what it says of the clean images."""
+    classes, found, annotated = reader.classes, {}, {}
+    for victim, entry in networks.items():
+        matched, task, ignored = match(_classes(entry), classes), entry["task"], {}
+        if not reader.annotated:
+            clean, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
+            truths = [predicted(array) for array in clean]
+            if task == "detection" and not any(len(truth.labels) for truth in truths):
+                raise ValueError(
+                    f"image set {reader.name} has no truth, and {victim} finds nothing in clean images with a score "
+                    f"of at least {CONFIDENT}: there is nothing to lose; take the network out, or annotate the images"
+                )
+        else:
+            if task not in annotated:
+                annotated[task] = [reader.truth(task, image) for image in images]
+            truths = annotated[task]
+            for label in matched.unknown:
+                pairs = [without(truth, [label]) for truth in truths]
+                truths, count = [truth for truth, _ in pairs], sum(count for _, count in pairs)
+                ignored |= {classes.names[label]: count} if count else {}
+        found[victim] = _Truth(truths, classes, matched.ground is None and None in matched.seen, ignored)
+    return found
+
+
+def _classes(entry: Mapping) -> ClassList:
+    return ClassList.of(entry["classes"]) if "classes" in entry else VOC
+
+
+def _companion(task: str, companion: str, classes: ClassList) -> str:
+    if task == "detection":
+        return companion
+    return "image mIoU" if classes.ground is None else METRICS[task][1]
+
+
+def _f1(truth: _Truth, rows: NDArray) -> float:
     """F1 of stored detections of one image in percent; NaN without objects that count."""
-    matches = match_detections([truth], [SimpleNamespace(**detections_of(rows))])
+    matches = truth.matches([SimpleNamespace(**detections_of(rows))])
     objects = matches.counts.sum()
     return 200 * matches.hits.sum() / (len(matches.hits) + objects) if objects else np.nan
 
 
-def _cells(values: dict) -> list[dict]:
+def _cells(values: dict, classes: ClassList) -> list[dict]:
     """Cells of one victim in their reported form, means of the draws of controls included."""
     values = values | _means_of_draws(values)
     cells = []
@@ -243,7 +311,9 @@ def _cells(values: dict) -> list[dict]:
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
                 **{key: value[key] for key in ("chosen", "draws") if key in value},
-                "per_class": {voc.CLASSES[label]: _number(part) for label, part in enumerate(value["per_class"])},
+                "per_class": {
+                    name: _number(part) for name, part in zip(classes.names, value["per_class"], strict=True)
+                },
             }
         )
     return cells
@@ -251,11 +321,6 @@ def _cells(values: dict) -> list[dict]:
 
 def _weights(images: int, resamples: int, seed: int) -> NDArray:
     return bootstrap_weights(images, resamples, int(generator("bootstrap", seed).integers(2**31)))
-
-
-def _truth(images: list[tuple[Path, str]], task: str) -> list[NDArray] | list[Objects]:
-    read = voc.read_label_map if task == "segmentation" else voc.read_objects
-    return [read(root, image_id) for root, image_id in images]
 
 
 def predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
@@ -272,43 +337,42 @@ def predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[lis
     return [array for array, _ in pairs], [attributes for _, attributes in pairs]
 
 
-def _compared(task: str, truth: list, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
+def _compared(task: str, truth: _Truth, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
     """What each image contributes to the scores: a confusion matrix, or its detections."""
     if task == "segmentation":
-        return np.stack([confusion_matrix(*pair) for pair in zip(truth, predictions, strict=True)])
+        count, pairs = len(truth.classes.names), zip(truth.images, predictions, strict=True)
+        return np.stack([confusion_matrix(*pair, classes=count, other=truth.other) for pair in pairs])
     return [SimpleNamespace(**detections_of(rows)) for rows in predictions]
 
 
 def _values(
-    task: str, truth: list, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
+    task: str, truth: _Truth, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
 ) -> dict:
     """All metrics, the plain value first and then one per resample, and per-class values."""
     weights = np.concatenate([np.ones_like(weights[:1]), weights])
     if task == "segmentation":
-        values = segmentation_scores(compared, weights)
+        values = segmentation_scores(compared, weights, truth.classes.ground)
     else:
-        values = detection_scores(match_detections(truth, compared), weights)
+        values = detection_scores(truth.matches(compared), weights)
         if companion == COCO_AP:
-            values["companion"] = coco_scores(match_coco(truth, compared), weights)[COCO_AP]
+            values["companion"] = coco_scores(match_coco(truth.images, compared), weights)[COCO_AP]
     return values | {"per_class": values["per_class"][0]}
 
 
-def _worst(task: str, truth: list, compared: Sequence, rng: np.random.Generator) -> NDArray:
+def _worst(task: str, truth: _Truth, compared: Sequence, rng: np.random.Generator) -> NDArray:
     """The attack (of those compared) that is taken for every image."""
     if task == "segmentation":
         return worst_confusions(np.stack(compared), rng)
-    alone = [
-        [match_detections([objects], [found]) for objects, found in zip(truth, seen, strict=True)] for seen in compared
-    ]
+    alone = [[truth.only(image).matches([found]) for image, found in enumerate(seen)] for seen in compared]
     scores = [[detection_scores(image)["score"][0] for image in images] for images in alone]
     false = [[image.scores[~image.hits].sum() for image in images] for images in alone]
 
     def of_set(chosen: NDArray) -> float:
         seen = [compared[attack][image] for image, attack in enumerate(chosen)]
-        return float(detection_scores(match_detections(truth, seen))["score"][0])
+        return float(detection_scores(truth.matches(seen))["score"][0])
 
     # The mAP of a set is no mean over images either: not above the lowest single attack.
-    single = [np.full(len(truth), attack) for attack in range(len(compared))]
+    single = [np.full(len(truth.images), attack) for attack in range(len(compared))]
     return min([worst_detections(np.array(scores), np.array(false)), *single], key=of_set)
 
 

@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dag.data.classes import VOC, ClassList
@@ -63,6 +65,12 @@ class Detections:
     boxes: Tensor
     labels: Tensor
     scores: Tensor
+
+
+def rows_of(found: Detections) -> NDArray[np.float32]:
+    """Detections as they are stored, (D, 6): x_min, y_min, x_max, y_max, class id, score."""
+    columns = [found.boxes, found.labels[:, None].float(), found.scores[:, None]]
+    return torch.cat([column.float().cpu() for column in columns], dim=1).numpy()
 
 
 class Network(nn.Module):

@@ -21,7 +21,7 @@ taken from x_max and y_max.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,21 +37,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.functional import resize
 
-from dag.data.voc import CLASSES
+from dag.data.classes import VOC
 from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter
 from dag.networks.layers import operators
 from dag.networks.layers.boxes import exclusive
 
-# Categories of the weights that VOC calls by another name.
-_VOC_NAMES = {
-    "__background__": "background",
-    "airplane": "aeroplane",
-    "couch": "sofa",
-    "dining table": "diningtable",
-    "motorcycle": "motorbike",
-    "potted plant": "pottedplant",
-    "tv": "tvmonitor",
-}
+LAST = 90  # category of the weights COCO_V1
 
 # Trained when torchvision's frozen batch normalisation added nothing to the variance; it sets 0 for these.
 _NO_EPSILON = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
@@ -80,13 +71,17 @@ def segmenter(name: str, short_side: int | None = None) -> Segmenter:
     return _Segmenter(network, weights, short_side)
 
 
-def detector(name: str, **settings) -> Detector:
-    """Faster R-CNN, RetinaNet, SSD or FCOS (weights COCO_V1).
+def detector(name: str, labels: Sequence[int] | None = None, **settings) -> Detector:
+    """Faster R-CNN, RetinaNet, SSD or FCOS.
 
     Parameters
     ----------
     name : str
         torchvision's name, e.g. "fasterrcnn_resnet50_fpn".
+    labels : sequence of int, optional
+        Class ids of the columns of a network of one's own, background first, as many as torchvision's `num_classes`.
+        Its body is taken to come from the weights COCO_V1, and so are its normalisations.  Default: VOC's classes
+        among those of the weights COCO_V1.
     **settings
         Of torchvision's class: min_size, max_size, score_thresh (Faster R-CNN: box_score_thresh) and others.
 
@@ -95,16 +90,19 @@ def detector(name: str, **settings) -> Detector:
     ValueError
         If torchvision has no such network with such weights.
     """
-    weights = _weights(name, "COCO_V1")
+    if labels is None:
+        columns = dict(enumerate(voc_columns(_weights(name, "COCO_V1").meta["categories"])))
+    else:
+        columns = {label: column for column, label in enumerate(labels)}
+        settings = settings | {"num_classes": len(labels)}
     network = torchvision.models.get_model(name, weights=None, weights_backbone=None, **settings).eval()
     if name in _NO_EPSILON:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
-    categories = weights.meta["categories"]
     if isinstance(network, FasterRCNN):
-        return _TwoStage(network, categories, softmax=True)
-    return _SingleStage(network, categories, softmax=isinstance(network, SSD))
+        return _TwoStage(network, columns, softmax=True)
+    return _SingleStage(network, columns, softmax=isinstance(network, SSD))
 
 
 def voc_columns(categories: Sequence[str]) -> tuple[int, ...]:
@@ -115,11 +113,11 @@ def voc_columns(categories: Sequence[str]) -> tuple[int, ...]:
     ValueError
         If a class is missing.
     """
-    found = {_VOC_NAMES.get(category, category): column for column, category in enumerate(categories)}
-    missing = [name for name in CLASSES if name not in found]
+    found = {VOC.find(category): column for column, category in enumerate(categories)}
+    missing = [name for label, name in enumerate(VOC.names) if label not in found]
     if missing:
         raise ValueError(f"the weights do not know {missing[0]}; choose weights trained on all classes of VOC")
-    return tuple(found[name] for name in CLASSES)
+    return tuple(found[label] for label in range(len(VOC.names)))
 
 
 def _weights(name: str, kind: str) -> torchvision.models.Weights:
@@ -155,7 +153,7 @@ class _Segmenter(_Normalised, Segmenter):
     def __init__(self, network: nn.Module, weights: torchvision.models.Weights, short_side: int | None):
         super().__init__()
         preset = weights.transforms()
-        self.labels = tuple(CLASSES.index(_VOC_NAMES.get(name, name)) for name in weights.meta["categories"])
+        self.labels = tuple(map(VOC.find, weights.meta["categories"]))
         self.channels_last = any(type(module) is nn.Conv2d and module.groups > 1 for module in network.modules())
         self.short_side = short_side or preset.resize_size[0]
         self.register_buffer("mean", 255 * torch.tensor(preset.mean)[:, None, None], persistent=False)
@@ -198,18 +196,22 @@ class Features:
 
 
 class _Detector(_Normalised, Detector):
-    """Common to both kinds; `softmax` over the categories, or else a sigmoid for each."""
+    """Common to both kinds; `softmax` over the categories, or else a sigmoid for each.
 
-    def __init__(self, network: nn.Module, categories: Sequence[str], *, softmax: bool):
+    `columns`: of every class id, that of background first.
+    """
+
+    def __init__(self, network: nn.Module, columns: Mapping[int, int], *, softmax: bool):
         super().__init__()
         self.softmax = softmax
         _adopt(self, network)
         # The whole network, without being a layer itself: only its layers have a place in the weight file.
         self.whole = network.forward
-        self.labels = tuple(range(0 if softmax else 1, len(CLASSES)))
-        columns = torch.tensor(voc_columns(categories))[list(self.labels)]
-        ids = torch.zeros(len(categories), dtype=torch.int64)  # of every category; 0 if VOC does not know it
-        ids[columns] = torch.tensor(self.labels)
+        background, *foreground = columns
+        self.labels = (background, *foreground) if softmax else tuple(foreground)
+        ids = torch.full((1 + max(LAST, *columns.values()),), -1)  # of every category that is known, not background
+        ids[[columns[label] for label in foreground]] = torch.tensor(foreground)
+        columns = torch.tensor([columns[label] for label in self.labels])
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("ids", ids, persistent=False)
 
@@ -223,11 +225,11 @@ class _Detector(_Normalised, Detector):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
-        """What torchvision's own network returns, of the classes of VOC."""
+        """What torchvision's own network returns, of the classes that have a column."""
         detections = []
         for found in self.whole(list(images / 255)):
             labels = self.ids[found["labels"]]
-            kept = labels > 0
+            kept = labels >= 0
             detections.append(Detections(_inclusive(found["boxes"][kept]), labels[kept], found["scores"][kept]))
         return detections
 
@@ -262,7 +264,7 @@ class _TwoStage(_Detector):
         return [Proposals(one.boxes) for one in proposals]
 
     def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Log-probabilities (R, 21): background and the classes of VOC."""
+        """Log-probabilities (R, C): background and the classes that have a column."""
         boxes = [exclusive(one.boxes.to(features.scale)) * features.scale for one in proposals]
         pooled = self.roi_heads.box_roi_pool(features.maps, boxes, features.images.image_sizes)
         logits, _ = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
@@ -272,14 +274,14 @@ class _TwoStage(_Detector):
 class _SingleStage(_Detector):
     """RetinaNet, FCOS and SSD: every anchor is a proposal."""
 
-    def __init__(self, network: nn.Module, categories: Sequence[str], *, softmax: bool):
-        super().__init__(network, categories, softmax=softmax)
+    def __init__(self, network: nn.Module, columns: Mapping[int, int], *, softmax: bool):
+        super().__init__(network, columns, softmax=softmax)
         coder = network.box_coder
         self.decode = coder.decode if isinstance(network, FCOS) else coder.decode_single
 
     @torch.no_grad()
     def propose(self, features: Features, *, nms: float, limit: int) -> list[Proposals]:
-        """Decoded anchors, ranked by the confidence in the best class of VOC, all classes together."""
+        """Decoded anchors, ranked by the confidence in the best class that has a column, all classes together."""
         maps = list(features.maps.values())
         deltas, centreness = self._regression(maps)
         anchors = self.anchor_generator(features.images, maps)
@@ -288,7 +290,7 @@ class _SingleStage(_Detector):
         return self._proposals(features, boxes, confidence[..., self.columns > 0].amax(-1), nms, limit)
 
     def scores(self, features: Features, proposals: list[Proposals]) -> Tensor:
-        """Class logits (R, 20) at the anchors; SSD: log-probabilities (R, 21)."""
+        """Class logits (R, C) at the anchors; SSD: log-probabilities, with background."""
         return self._vectors(_at(self.head.classification_head(list(features.maps.values())), proposals))
 
     def confidence(self, features: Features, proposals: list[Proposals]) -> Tensor:

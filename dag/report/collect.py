@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.data import image_sets, voc
+from dag.data.readers import VOC_LAYOUT, Reader, reader_of
+from dag.data.truths import Objects, predicted
 from dag.evaluate.cells import detections_of, read_manifest
-from dag.report.wording import row_label
+from dag.report.wording import UNANNOTATED, row_label
 from dag.workflow import plan, store
 from dag.workflow.names import parse
 
@@ -61,10 +62,7 @@ def _missing(image_set: Mapping, found: set[str]) -> list[str]:
     """Ids of an image set that were not found; its list is read if there are any."""
     if len(found) == image_set["size"]:
         return []
-    images = image_sets.read_image_set(
-        image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"]
-    )
-    return [image_id for _, image_id in images if image_id not in found]
+    return [image_id for _, image_id in reader_of(image_set).images() if image_id not in found]
 
 
 def best(images: Sequence[tuple[Path, str]], scores: NDArray, count: int) -> list[tuple[Path, str]]:
@@ -91,8 +89,12 @@ def best(images: Sequence[tuple[Path, str]], scores: NDArray, count: int) -> lis
     return [images[k] for k in order[:count]]
 
 
-def choice(entry: Mapping, images: int) -> str:
-    """In words, how the images of an entry of `figures` were chosen out of so many."""
+def choice(entry: Mapping, images: int, reader: Reader = VOC_LAYOUT) -> str:
+    """In words, how the images of an entry of `figures` were chosen out of so many, and what they are compared with."""
+    return _chosen(entry, images) + ("" if reader.annotated else f" {UNANNOTATED.capitalize()}.")
+
+
+def _chosen(entry: Mapping, images: int) -> str:
     if not isinstance(entry["images"], int):
         return "Images named in the configuration."
     if entry.get("choose") == "clean":
@@ -137,6 +139,7 @@ def example_blocks(
     manifests: Sequence[Path],
     networks: Mapping[str, Mapping],
     symbols: Mapping[str, str],
+    reader: Reader = VOC_LAYOUT,
 ) -> list[dict]:
     """Everything that example panels show, see `dag.report.figures.examples.transfer_examples`.
 
@@ -153,6 +156,8 @@ def example_blocks(
         {name: {"label", "task"}}.
     symbols : mapping
         Short names of the sources.
+    reader : Reader
+        Of the image set.
 
     Returns
     -------
@@ -174,28 +179,28 @@ def example_blocks(
                 label += f" → {labels[panel['victims'][0]]}"
             block = {
                 "label": f"{label} on {image_id}",
-                "image": voc.read_image(root, image_id),
+                "image": reader.image((root, image_id)),
                 "perturbation": r,
                 "victims": [],
             }
             if len(sources) == 1:
                 block["status"] = known["status"]
             for victim in panel["victims"]:
-                seen = {"label": labels[victim], "truth": _truth(root, image_id, networks[victim]["task"])}
+                seen = {"label": labels[victim]}
                 for when, perturbation in (("before", "none"), ("after", name)):
                     paths = [shard[victim, perturbation, "float"] for shard in shards]
                     array, _ = _find(paths, image_id, "predictions")
                     seen[when] = array if networks[victim]["task"] == "segmentation" else detections_of(array)
+                    if when == "before":
+                        truth = reader.truth(networks[victim]["task"], (root, image_id))
+                        seen["truth"] = _drawn(predicted(array) if truth is None else truth)
                 block["victims"].append(seen)
             blocks.append(block)
     return blocks
 
 
-def _truth(root: Path, image_id: str, task: str) -> NDArray | dict[str, NDArray]:
-    if task == "segmentation":
-        return voc.read_label_map(root, image_id)
-    objects = voc.read_objects(root, image_id)
-    return {"boxes": objects.boxes, "labels": objects.labels}
+def _drawn(truth: NDArray | Objects) -> NDArray | dict[str, NDArray]:
+    return {"boxes": truth.boxes, "labels": truth.labels} if isinstance(truth, Objects) else truth
 
 
 def _find(shards: Sequence[Path], image_id: str, kind: str) -> tuple[NDArray, dict]:

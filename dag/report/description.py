@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dag.report.wording import UNANNOTATED
 from dag.workflow import plan
 from dag.workflow.names import CONTROLS, DEFENCES, parse
 
@@ -63,6 +64,14 @@ RULES = {
 }
 
 RULES_NAMES = {"algorithm-1": "Algorithm 1", "authors": "authors' rules"}
+
+# What the truth of images is read from, if not from VOC's own files.
+FORMATS = {
+    "voc": "",
+    "coco": ", annotated in COCO's form",
+    "masks": ", with label maps",
+    "images": ", without annotations: " + UNANNOTATED.partition("; ")[2],
+}
 
 # What every objective beside Dense Adversary Generation raises, at all targets at once.
 OBJECTIVES = {
@@ -137,11 +146,13 @@ def titled(config: dict, entry: dict) -> str:
     return f"{entry['title']} ({badge(config)})"
 
 
-def notice(config: dict) -> str:
-    """What the experiment is, and which images it does without."""
+def notice(config: dict, image_set: str) -> str:
+    """What the experiment is, which images it does without, and whether an image set has no truth."""
     missing = ", ".join(config["given_up"])
     text = f"{badge(config)}. {config['description']}"
-    return text + (f"\n\nWithout the images of the shards {missing}, given up." if missing else "")
+    text += f"\n\nWithout the images of the shards {missing}, given up." if missing else ""
+    unannotated = config["image_sets"][image_set].get("format") == "images"
+    return text + (f"\n\n{UNANNOTATED.capitalize()}." if unannotated else "")
 
 
 def caption(config: dict, product: str, folder: Path) -> str:
@@ -247,9 +258,11 @@ def _image_set(config: dict, name: str) -> dict:
     if entry.get("made_by") == "mini":
         origin = f"made on this machine from seed {config['mini']['test']['seed']}"
     else:
-        folders = dict.fromkeys(part["root"].removeprefix("{voc}/") for part in entry["parts"])
-        years = [f"PASCAL {folder}" if folder.startswith("VOC") else "images of one's own" for folder in folders]
-        origin = " and ".join(dict.fromkeys(years))
+        folders = dict.fromkeys(part["root"] for part in entry["parts"])
+        years = [
+            f"PASCAL {folder[6:]}" if folder.startswith("{voc}/VOC") else "images of one's own" for folder in folders
+        ]
+        origin = " and ".join(dict.fromkeys(years)) + FORMATS[entry.get("format", "voc")]
         if config["voc"] and all(part["root"].startswith("{voc}/") for part in entry["parts"]):
             origin += ", from a folder named by the user"
     return {"images": entry["size"] - lost, "given_up": lost, "origin": origin}

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dag.report.wording import row_label
+from dag.report.wording import row_label, truth_words
 from dag.workflow.names import check_pixels, parse
 
 # 95 % of a normal distribution lies within this many standard errors of its mean.
@@ -404,6 +404,7 @@ def _numbers(victim: Mapping, cell: Mapping, pixels: str) -> dict:
         "mark": mark(number["drop_low"], number["drop_high"]),
         "perceptibility": number["perceptibility"],
         "linf": number["linf"],
+        **({"truth": text} if (text := truth_words(victim)) else {}),
     }
 
 

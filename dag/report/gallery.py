@@ -9,8 +9,8 @@ image in its shard, not its id, which may hold any character:
     pictures/{shard}/{number}.png                    all its label maps: a row per perturbation, a column per network
     pictures/{shard}/{perturbation}/{number}.webp    perturbed image | magnified perturbation
 
-Label maps are stored without loss in VOC's colours.  Boxes are no pictures at all: the page draws them, legibly at any
-size.
+Label maps are stored without loss in the colours of their classes.  Boxes are no pictures at all: the page draws them,
+legibly at any size.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dag.attack.arithmetic import apply
-from dag.data import voc
-from dag.data.truths import Objects
-from dag.data.voc import CLASSES, VOID, colour_map
+from dag.data.classes import OTHER, VOC, VOID, ClassList
+from dag.data.readers import VOC_LAYOUT, Reader
+from dag.data.truths import Objects, predicted
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.evaluate.metrics import match_detections
 from dag.workflow import store
@@ -52,6 +52,8 @@ def draw_shard(
     perturbations: Mapping[str, Path],
     manifest: Path,
     tasks: Mapping[str, str],
+    reader: Reader = VOC_LAYOUT,
+    classes: ClassList = VOC,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[dict, dict]:
     """Draw the pictures of one shard and gather what is known of its images.
@@ -70,6 +72,10 @@ def draw_shard(
         Of the cells of this shard, see `dag.evaluate.cells`.
     tasks : mapping
         {victim: "segmentation" or "detection"}, in order.
+    reader : Reader
+        Of the image set.
+    classes : ClassList
+        Its classes with their colours.
 
     Returns
     -------
@@ -107,7 +113,7 @@ def draw_shard(
         }
         made = {name: stack.enter_context(store.reading(perturbations[name], "perturbations")) for name in pairs}
         for number, (root, image_id) in enumerate(progress(images)):
-            image, truth = voc.read_image(root, image_id), _truths(root, image_id)
+            image, truth = reader.image((root, image_id)), _truths(reader, (root, image_id))
             height, width = image.shape[1:]
             size = picture_size(height, width)
             _photo(image, size).save(partial / f"{number}.webp", quality=QUALITY)
@@ -119,10 +125,12 @@ def draw_shard(
             maps = [{"": truth["segmentation"]} | seen["none"], *(seen[name] for name in pairs)]
             if segmenters or truth["segmentation"] is not None:
                 sheet = [[line.get(column) for column in ("", *segmenters)] for line in maps]
-                _sheet(sheet, size).save(partial / f"{number}.png", optimize=True)
+                _sheet(sheet, size, classes).save(partial / f"{number}.png", optimize=True)
             coloured.update(*(_classes(drawn) for line in maps for drawn in (*line.values(), truth["detection"])))
 
-            records["images"].append(_about(image_id, image, truth) | {"clean": _measures(truth, seen["none"], tasks)})
+            wanted = _wanted(truth, seen["none"], reader.annotated)
+            clean = _measures(wanted, seen["none"], tasks, classes)
+            records["images"].append(_about(image_id, image, truth, classes) | {"clean": clean})
             details["images"].append({"truth": _objects(truth["detection"]), "clean": _boxes(seen["none"], tasks)})
             for name, file in made.items():
                 r, known = store.get(file, image_id)
@@ -134,7 +142,7 @@ def draw_shard(
                     {key: attack.get(key) for key in ("status", "iterations", "targets")}
                     | {"curve": small_curve(active, attack["targets"]) if attack else None}
                     | {key: known[key] for key in ("perceptibility", "largest")}
-                    | {"seen": _measures(truth, seen[name], tasks)}
+                    | {"seen": _measures(wanted, seen[name], tasks, classes)}
                 )
                 details["perturbations"][name].append({"active": active, "seen": _boxes(seen[name], tasks)})
     shutil.rmtree(folder, ignore_errors=True)
@@ -159,13 +167,13 @@ def small_curve(active: Sequence[int], targets: int) -> str:
     return "".join(LEVELS[int(np.ceil(35 * active[k] / targets))] for k in which)
 
 
-def right_foreground(truth: NDArray, prediction: NDArray) -> float | None:
-    """Share of the pixels of objects (neither background nor void) that have their right label; None without such."""
-    objects = (truth > 0) & (truth != VOID)
+def right_foreground(truth: NDArray, prediction: NDArray, classes: ClassList = VOC) -> float | None:
+    """Share of the pixels of classes, neither background nor void, that have their right label; None without such."""
+    objects = np.isin(truth, classes.foreground)
     return float((truth == prediction)[objects].mean()) if objects.any() else None
 
 
-def found(truth: Objects, detections: Mapping[str, NDArray]) -> int | None:
+def found(truth: Objects, detections: Mapping[str, NDArray], classes: ClassList = VOC) -> int | None:
     """Number of objects, not difficult, that have a detection of their class with `SCORE` and `OVERLAP`; None without.
 
     By the rules of VOC's evaluation, see `dag.evaluate.metrics.match_detections`.
@@ -173,9 +181,8 @@ def found(truth: Objects, detections: Mapping[str, NDArray]) -> int | None:
     if truth.difficult.all():
         return None
     kept = detections["scores"] >= SCORE
-    matches = match_detections(
-        [truth], [SimpleNamespace(**{key: values[kept] for key, values in detections.items()})], OVERLAP
-    )
+    seen = SimpleNamespace(**{key: values[kept] for key, values in detections.items()})
+    matches = match_detections([truth], [seen], OVERLAP, classes)
     return int(matches.hits.sum())
 
 
@@ -195,6 +202,7 @@ def data(
     labels: Mapping[str, str],
     pairs: Mapping[str, Sequence[str]],
     shards: Mapping[str, Mapping],
+    classes: ClassList = VOC,
 ) -> dict:
     """What `data.js` holds: columns, because they are short.
 
@@ -210,6 +218,8 @@ def data(
         {perturbation: victims that see it}.
     shards : mapping
         {shard: records of `draw_shard`}.
+    classes : ClassList
+        With their colours.
 
     Returns
     -------
@@ -236,7 +246,7 @@ def data(
         "magnify": MAGNIFY,
         "score": SCORE,
         "overlap": OVERLAP,
-        "classes": {label: _class(label) for label in (*range(len(CLASSES)), VOID)},
+        "classes": _printed(classes),
         "coloured": sorted(set().union(*(records["classes"] for records in shards.values()))),
         "statuses": statuses,
         "victims": [{"name": victim} | dict(networks[victim]) for victim in order],
@@ -277,19 +287,32 @@ def page(template: str, title: str) -> str:
     return template.replace("{{title}}", escape(title))
 
 
-def _truths(root: Path, image_id: str) -> dict:
+def _truths(reader: Reader, image: tuple[Path, str]) -> dict:
     """Label map and objects of an image, None where not annotated: VOC has more images with boxes than label maps."""
-    has_map = Path(root, "SegmentationClass", f"{image_id}.png").is_file()
-    has_objects = Path(root, "Annotations", f"{image_id}.xml").is_file()
     return {
-        "segmentation": voc.read_label_map(root, image_id) if has_map else None,
-        "detection": voc.read_objects(root, image_id) if has_objects else None,
+        task: reader.truth(task, image) if reader.has(task, image) else None for task in ("segmentation", "detection")
     }
 
 
-def _about(image_id: str, image: NDArray, truth: Mapping) -> dict:
+def _wanted(truth: Mapping, clean: Mapping, annotated: bool) -> Callable[[str, str], NDArray | Objects | None]:
+    """From a victim and its task to what it has to recognise; without annotations what it says of the clean image."""
+
+    def wanted(victim: str, task: str) -> NDArray | Objects | None:
+        if annotated:
+            return truth[task]
+        seen = clean[victim]
+        return predicted(seen if task == "segmentation" else _rows(seen))
+
+    return wanted
+
+
+def _rows(detections: Mapping[str, NDArray]) -> NDArray:
+    return np.column_stack([detections["boxes"], detections["labels"], detections["scores"]]).astype(np.float32)
+
+
+def _about(image_id: str, image: NDArray, truth: Mapping, known: ClassList) -> dict:
     label_map, objects = truth["segmentation"], truth["detection"]
-    classes = set() if label_map is None else {*np.unique(label_map).tolist()} - {0, VOID}
+    classes = set() if label_map is None else {*np.unique(label_map).tolist()} - {known.ground, VOID}
     classes |= set() if objects is None else {*objects.labels.tolist()}
     return {
         "id": image_id,
@@ -310,13 +333,13 @@ def _classes(drawn: NDArray | Mapping | Objects | None) -> list[int]:
     return drawn.labels.tolist() if isinstance(drawn, Objects) else drawn["labels"][drawn["scores"] >= SCORE].tolist()
 
 
-def _measures(truth: Mapping, seen: Mapping, tasks: Mapping[str, str]) -> dict:
+def _measures(wanted: Callable, seen: Mapping, tasks: Mapping[str, str], classes: ClassList) -> dict:
     """How well each victim still recognises an image, victims without a truth left out."""
     measure = {"segmentation": right_foreground, "detection": found}
     return {
-        victim: measure[tasks[victim]](truth[tasks[victim]], prediction)
+        victim: measure[tasks[victim]](truth, prediction, classes)
         for victim, prediction in seen.items()
-        if truth[tasks[victim]] is not None
+        if (truth := wanted(victim, tasks[victim])) is not None
     }
 
 
@@ -343,8 +366,8 @@ def _noise(r: NDArray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.rint(grey).astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
 
 
-def _sheet(rows: Sequence[Sequence[NDArray | None]], size: tuple[int, int]) -> Image.Image:
-    """Label maps in rows and columns, in VOC's colours; void where there is none."""
+def _sheet(rows: Sequence[Sequence[NDArray | None]], size: tuple[int, int], classes: ClassList) -> Image.Image:
+    """Label maps in rows and columns, in the colours of their classes; void where there is none."""
     empty = Image.fromarray(np.full(size, VOID, np.uint8))
     pictures = [
         [
@@ -356,9 +379,12 @@ def _sheet(rows: Sequence[Sequence[NDArray | None]], size: tuple[int, int]) -> I
         for row in rows
     ]
     sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in pictures], axis=0))
-    sheet.putpalette(colour_map().tobytes())
+    sheet.putpalette(classes.colour_map().tobytes())
     return sheet
 
 
-def _class(label: int) -> list[str]:
-    return ["void" if label == VOID else CLASSES[label], "#" + bytes(colour_map()[label]).hex()]
+def _printed(classes: ClassList) -> dict[int, list[str]]:
+    """Name and colour of every class and of what else label maps hold."""
+    colours, known = classes.colour_map(), range(len(classes.names))
+    special = [label for label in (OTHER, VOID) if label not in known]
+    return {label: [classes.name(label), "#" + bytes(colours[label % 256]).hex()] for label in (*known, *special)}

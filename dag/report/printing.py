@@ -9,7 +9,7 @@ import pandas as pd
 
 from dag.evaluate.score import ALSO
 from dag.report.frames import conditions, groups
-from dag.report.wording import CONTROL_WORDS, images_of, pixel_words
+from dag.report.wording import CONTROL_WORDS, images_of, pixel_words, truths_of
 from dag.workflow.names import CONTROLS
 
 
@@ -270,6 +270,7 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
             )
         if "objects found" in frame:
             sentences.append("Objects found: by a detection of their class with a score of at least 0.5.")
+    sentences += truths_of(frame)
     sentences.append("p: perceptibility, mean over the images.")
     return " ".join(sentences)
 

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from dag.report.figures.style import DROP, ink
 from dag.report.frames import conditions
-from dag.report.wording import images_of, pixel_words
+from dag.report.wording import images_of, pixel_words, truths_of
 
 # Scores above the clean one; the same steps as for drops.
 _RISE = colormaps["Blues"]
@@ -45,7 +45,13 @@ def table(frame: pd.DataFrame, limit: float) -> dict:
     frame = frame.assign(companion_drop=_clean_companion(frame) - frame.companion)
     layout = _white_box if "condition" in frame else _transfer
     views = [
-        {"pixels": pixels, "words": pixel_words(pixels), "images": _images(rows), **layout(rows, limit)}
+        {
+            "pixels": pixels,
+            "words": pixel_words(pixels),
+            "images": _images(rows),
+            "truths": truths_of(rows),
+            **layout(rows, limit),
+        }
         for pixels, rows in frame.groupby("pixels", sort=False)
     ]
     metrics = [" / ".join(frame[column].unique()) for column in ("metric", "companion_metric")]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dag.workflow.names import check_pixels, parse
+
+if TYPE_CHECKING:  # jobs are planned without it
+    import pandas as pd
 
 CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "Gaussian noise"}
 
@@ -56,6 +60,27 @@ def images_of(image_set: str, count: int, missing: str) -> str:
     ids = missing.split()
     of = f" of {image_set}" if image_set else ""
     return f"{count} of {count + len(ids)} images{of}, missing: {listed(ids)}" if ids else f"{count} images{of}"
+
+
+# What is said wherever images without annotations are shown or scored.
+UNANNOTATED = "no truth is annotated; what counts as true is each network's own prediction on the clean image"
+
+
+def truth_words(victim: Mapping) -> str:
+    """What the scores of a victim are against, if that is not all that is annotated; see `dag.evaluate.score`."""
+    if victim.get("truth") == "clean":
+        return UNANNOTATED
+    what = "pixels" if victim["task"] == "segmentation" else "objects"
+    ignored = [f"{name} ({count})" for name, count in victim.get("ignored", {}).items()]
+    return f"{what} of classes that the network does not know do not count: {', '.join(ignored)}" if ignored else ""
+
+
+def truths_of(frame: pd.DataFrame) -> list[str]:
+    """The same in sentences, for all columns of a table."""
+    if "truth" not in frame:
+        return []
+    labels = frame[frame.truth.fillna("") != ""].groupby("truth", sort=False).column_label.unique()
+    return [f"{', '.join(names)}: {text}." for text, names in labels.items()]
 
 
 def listed(ids: Sequence[str], shown: int = 8) -> str:

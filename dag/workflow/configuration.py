@@ -15,7 +15,8 @@ import yaml
 
 from dag.data import image_sets
 from dag.data.classes import ClassList
-from dag.workflow import paths, plan
+from dag.data.readers import reader_of
+from dag.workflow import class_checks, paths, plan
 from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
@@ -77,6 +78,9 @@ def check(config: dict, schema: Path) -> None:
     with _at("networks"):
         if "none" in config["networks"]:
             raise ValueError("'none' means the clean image; give the network another name")
+    for name, entry in config["image_sets"].items():
+        with _at(f"image_sets.{name}"):
+            class_checks.check_format(entry)
     with _at("pixels"):
         _check_pixels(config)
     for kind, name in [(key, name) for key in ("tables", "figures") for name in config[key]]:
@@ -92,11 +96,12 @@ def check(config: dict, schema: Path) -> None:
             with _at(f"export.{image_set}"):
                 _check_row(config, "export", name)
     with _at("given_up"):
+        sized = with_sizes(config) if config["given_up"] else config
         for entry in config["given_up"]:
             image_set, _, shard = entry.partition("/")
-            if image_set not in config["image_sets"] or shard not in plan.all_shards(config, image_set):
+            if image_set not in config["image_sets"] or shard not in plan.all_shards(sized, image_set):
                 raise ValueError(f"there is no shard {entry}; write image set/shard")
-            if not plan.shards(config, image_set):
+            if not plan.shards(sized, image_set):
                 raise ValueError(f"no shard of {image_set} is left; take one out of the list")
 
 
@@ -121,6 +126,7 @@ def _check_attack(config: dict, source: str) -> None:
     settings, task = plan.attack(config, source), config["networks"][network]["task"]
     _check_source(config, network)
     for one in settings.get("worst_of", [settings]):
+        class_checks.check_labels(config, network, one, f"attack {variant or task}")
         if problem := contradiction(one, task):
             raise ValueError(f"attack {variant or task}: {problem}")
         if "function" in one:
@@ -248,6 +254,9 @@ def _check_training(config: dict, name: str) -> None:
     if "body" in training:
         return
     task = config["recipes"][training["recipe"]]["task"]
+    image_set = config["image_sets"][training["image_set"]]
+    if image_set.get("format", "voc") != "voc" or {*map(_listed_classes, (entry, image_set))} != {"voc"}:
+        raise ValueError("a recipe trains on images in VOC's layout, with VOC's classes; choose such an image set")
     if task != entry["task"]:
         raise ValueError(f"recipe {training['recipe']!r} is for {task}, the network for {entry['task']}")
     initial, stages = training["initial"], {name}
@@ -261,6 +270,10 @@ def _check_training(config: dict, name: str) -> None:
             raise ValueError(f"it starts from {stage!r}, which starts from it; name a file for one of them")
         stages.add(stage)
         initial = config["networks"][stage]["training"]["initial"]
+
+
+def _listed_classes(entry: dict) -> str:
+    return entry.get("classes", "voc")
 
 
 def _unknown(config: dict, _, keys: list[str], name: str, __) -> Iterator[jsonschema.ValidationError]:
@@ -301,9 +314,8 @@ def _check_product(config: dict, entry: dict) -> None:
     _check_order(entry)
     if entry.get("kind") == "lineage" and (others or len(plan.tasks(config, plan.victims(entry))) > 1):
         raise ValueError("losses of two tasks or image sets have no mean; make one figure for each")
-    if entry.get("kind") == "shapes" and config["networks"][entry["network"]]["task"] != "segmentation":
-        raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")
     if entry.get("kind") == "shapes":
+        class_checks.check_shapes(config, entry)
         _check_source(config, entry["network"])
     plan.series(config, entry)
     for row in plan.named(entry):
@@ -312,6 +324,7 @@ def _check_product(config: dict, entry: dict) -> None:
         except ValueError as error:
             raise ValueError(f"perturbation {row!r}: {error}") from error
     _check_paper(entry)
+    class_checks.check_classes(config, entry)
 
 
 def _check_choice(entry: dict) -> None:
@@ -403,6 +416,25 @@ def with_local_voc(config: dict) -> dict:
     return {**config, "voc": str(folder), "image_sets": sets}
 
 
+def with_sizes(config: dict) -> dict:
+    """The configuration with the number of images of every image set that does not say it, counted in its files.
+
+    Raises
+    ------
+    ValueError
+        If an image set that `all` needs says no size and cannot be read.
+    """
+    sets, used = dict(config["image_sets"]), plan.used_image_sets(config)
+    for name, entry in sets.items():
+        if "size" not in entry:
+            reader = reader_of({"format": entry.get("format", "voc")})
+            parts = paths.parts(config, name)
+            if name in used or all(Path(part["list"]).exists() for part in parts):
+                with _at(f"image_sets.{name}"):
+                    sets[name] = entry | {"size": sum(len(reader.ids(part)) for part in parts)}
+    return {**config, "image_sets": sets}
+
+
 def check_lists(config: dict) -> None:
     """Refuse lists of images that no job can read.
 
@@ -415,10 +447,11 @@ def check_lists(config: dict) -> None:
     """
     for name in sorted(plan.used_image_sets(config)):
         entry, parts = config["image_sets"][name], paths.parts(config, name)
-        if not all(Path(part["list"]).is_file() for part in parts):
+        if not all(Path(part["list"]).exists() for part in parts):
             continue
         if any(part["list"].startswith("resources/") for part in parts):
             for part in parts:
                 image_sets.read_ids(part["list"])
         else:
-            image_sets.read_image_set(parts, entry["size"], entry.get("sha256"), name=name)
+            told = {"name": name, "sha256": None} | entry | {"parts": parts, "classes": config["classes"]["voc"]}
+            reader_of(told).images()

@@ -18,8 +18,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dag.data import image_sets, pictures, voc
+from dag.data import pictures
 from dag.data.image_sets import ImageError
+from dag.data.readers import VOC_LAYOUT, Reader, reader_of
 
 # A file that was changed less than this before it was read may change again without another time stamp.
 UNSETTLED = 2 * 10**9  # nanoseconds
@@ -27,7 +28,7 @@ UNKNOWN = (0, 0, 0)  # size and times that no file has
 MANY = 1000  # files that take long enough to be announced
 
 
-def digests(images: Iterable[tuple[Path, str]], *kinds: str) -> dict[str, str]:
+def digests(images: Iterable[tuple[Path, str]], *kinds: str, reader: Reader = VOC_LAYOUT) -> dict[str, str]:
     """SHA-256 of the files of some images, by kind; every file is read, once in a process.
 
     It is taken of what `sha256sum` prints of the files, without their folders, in the order of the images.
@@ -38,13 +39,16 @@ def digests(images: Iterable[tuple[Path, str]], *kinds: str) -> dict[str, str]:
     kinds : str
         "image", the ground truth of a task, "segmentation" or "detection", or "perturbation", what others made of the
         image; `root` is then the folder of that.
+    reader : Reader
+        Of their image set.
 
     Raises
     ------
     ImageError
         If a file cannot be read.
     """
-    return {kind: _of_files(tuple(_paths(images, kind))) for kind in kinds}
+    images = list(images)
+    return {kind: _of_files(tuple(_paths(images, kind, reader))) for kind in kinds}
 
 
 class Contents(dict):
@@ -87,7 +91,7 @@ def planned(
     Parameters
     ----------
     image_set : mapping
-        name and parts, see `dag.workflow.jobs.image_set`.
+        name, parts and format, see `dag.workflow.jobs.image_set`.
     chosen : callable
         Picks the images out of all of the set.
     kinds : str
@@ -103,12 +107,12 @@ def planned(
         By kind; None if the images were never seen, because they are still to be downloaded or made.
     """
     # new images come with a new list, so within a process its state tells whether to look at the images again
-    parts = tuple((part["root"], part["list"], _state(part["list"])) for part in image_set["parts"])
-    found = {}
+    parts = tuple((*part.values(), _state(part["list"])) for part in image_set["parts"])
+    reader, found = reader_of(image_set), {}
     for kind in kinds:
         place = Path(folder, image_set["name"], f"{name}.{kind}.json")
         if (parts, place) not in _known:
-            _known[parts, place] = _planned(parts, chosen, kind, place)
+            _known[parts, place] = _planned(reader, parts, chosen, kind, place)
         found[kind] = _known[parts, place]
     return found
 
@@ -116,12 +120,15 @@ def planned(
 _known: dict[tuple, str | None] = {}
 
 
-def _planned(parts: tuple, chosen: Callable[[list], list], kind: str, place: Path) -> str | None:
-    seen, images = _read(place), _listed(parts)
+def _planned(reader: Reader, parts: tuple, chosen: Callable[[list], list], kind: str, place: Path) -> str | None:
+    seen = _read(place)
+    if parts not in _lists:
+        _lists[parts] = _listed(reader)
+    images = _lists[parts]
     if images is None:
         return _digest({path: entry[-1] for path, entry in seen.items()}) if seen else None
     try:
-        paths = _paths(chosen(images), kind)
+        paths = _paths(chosen(images), kind, reader)
         states = {path: _state(path) for path in paths}
         changed = [path for path, state in states.items() if state and seen.get(path, [])[:-1] != list(state)]
         if len(changed) >= MANY:
@@ -139,20 +146,20 @@ def _planned(parts: tuple, chosen: Callable[[list], list], kind: str, place: Pat
     return _digest({path: entry[-1] for path, entry in entries.items()})
 
 
-@cache
-def _listed(parts: tuple) -> list[tuple[str, str]] | None:
-    """Images of (root, list, state of the list); None if there is no such list."""
-    if any(state is None for _, _, state in parts):
-        return None
-    with suppress(ValueError):  # the job says what is wrong with the list
-        return [(root, image_id) for root, path, _ in parts for image_id in image_sets.read_ids(path)]
+_lists: dict[tuple, list[tuple[str, str]] | None] = {}
+
+
+def _listed(reader: Reader) -> list[tuple[str, str]] | None:
+    """Images of all parts; None if there is a list that cannot be read: the job says what is wrong with it."""
+    with suppress(ValueError):
+        return [(part["root"], image_id) for part in reader.parts for image_id in reader.ids(part)]
     return None
 
 
-def _paths(images: Iterable[tuple[str | Path, str]], kind: str) -> list[str]:
+def _paths(images: Iterable[tuple[str | Path, str]], kind: str, reader: Reader) -> list[str]:
     if kind == "perturbation":
         return [str(pictures.perturbation_file(root, image_id)) for root, image_id in images]
-    return [os.path.join(root, voc.FILES[kind].format(image_id)) for root, image_id in images]
+    return [str(path) for image in images for path in reader.files(kind, image)]
 
 
 @cache

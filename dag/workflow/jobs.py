@@ -48,10 +48,12 @@ def spaced(config: dict, image_set: str) -> bool:
 
 
 def image_set(config: dict, name: str) -> dict:
-    """Name, parts, size, digest and shards of an image set."""
+    """Name, format, classes, parts, size, digest and shards of an image set."""
     entry = config["image_sets"][name]
     return {
         "name": name,
+        "format": entry.get("format", "voc"),
+        "classes": classes(config, entry, coloured=entry.get("format") == "masks"),  # these are read by colour
         "parts": [{key: paths.told(config, path) for key, path in part.items()} for part in paths.parts(config, name)],
         "size": entry["size"],
         "sha256": entry.get("sha256"),
@@ -138,16 +140,34 @@ def image_sets(config: dict, product: str) -> dict[str, dict]:
         found[name] = image_set(config, name) | {
             "given_up": plan.given_up(config, name),
             "victims": victims,
-            "companion": config["image_sets"][name].get("companion", "area mAP"),
+            "companion": _companion(config["image_sets"][name]),
             "contents": all_contents(config, name, *plan.tasks(config, victims)),
         }
     return found
 
 
-def classes(config: dict, entry: dict) -> dict:
-    """The list of classes of a network or an image set, without what it looks like."""
+def classes(config: dict, entry: dict, coloured: bool = False) -> dict:
+    """The list of classes of a network or an image set, without its colours if these decide nothing."""
     listed = config["classes"][entry.get("classes", "voc")]
-    return {key: value for key, value in listed.items() if key != "colours"}
+    return {key: value for key, value in listed.items() if coloured or key != "colours"}
+
+
+def _companion(entry: dict) -> str:
+    """The second metric of detectors on an image set."""
+    return entry.get("companion", "COCO AP" if entry.get("format") == "coco" else "area mAP")
+
+
+def coloured_classes(config: dict, product: str) -> dict:
+    """The list of classes that a figure is drawn with: of its image set, or of the network that sees shapes."""
+    entry = plan.product(config, product)
+    shown = config["networks"][entry["network"]] if "network" in entry else config["image_sets"][entry["image_set"]]
+    return classes(config, shown, coloured=True)
+
+
+def victims(config: dict, product: str) -> dict[str, dict]:
+    """Printed name, task and classes of the networks that a table or figure evaluates."""
+    printed = plan.printed_networks(config, plan.victims(plan.product(config, product)))
+    return {name: entry | {"classes": classes(config, config["networks"][name])} for name, entry in printed.items()}
 
 
 def network(config: dict, name: str) -> dict:
@@ -215,7 +235,7 @@ def cell_perturbations(config: dict, product: str, image_set: str, shard: str) -
 
 def shape_settings(config: dict, product: str) -> dict:
     """What of a figure decides its shaped examples."""
-    keys = ("images", "noise", "shapes", "size", "attack")
+    keys = ("images", "noise", "shapes", "ground", "size", "attack")
     return {key: value for key, value in plan.product(config, product).items() if key in keys}
 
 

@@ -74,9 +74,10 @@ def derived_lists(config: dict) -> dict[str, dict[str, list[str]]]:
 
 
 def parts(config: dict, image_set: str) -> list[dict[str, str]]:
-    """Folder and list of every part of an image set."""
+    """Folder and list of every part of an image set; without a list it is the folder itself."""
     entries = config["image_sets"][image_set]["parts"]
-    return [{key: path.format(voc=voc(config)) for key, path in part.items()} for part in entries]
+    parts = [{key: path.format(voc=voc(config)) for key, path in part.items()} for part in entries]
+    return [part if "list" in part else part | {"list": part["root"]} for part in parts]
 
 
 def image_lists(config: dict, *image_sets: str) -> list[str]:
@@ -193,7 +194,8 @@ def checks(config: dict, product: str) -> list[str]:
     for image_set in plan.image_sets(entry):
         networks = [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == image_set]
         networks += [plan.network_of(source) for source, seen in plan.source_sets(entry) if seen == image_set]
-        kinds = ["image", *plan.tasks(config, networks)]
+        annotated = config["image_sets"][image_set].get("format") != "images"
+        kinds = ["image", *(plan.tasks(config, networks) if annotated else [])]
         found += [f"{results(config)}/{image_set}/checked/{kind}.txt" for kind in kinds]
     return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from dag.data import image_sets
+from dag.data.readers import reader_of
 from dag.workflow import contents, plan
 from dag.workflow.files import file_digest
 
@@ -101,20 +102,18 @@ def identity(
     network : dict
         name, task, architecture, arguments, code, and files by role.
     image_set : dict
-        name, parts, size, sha256, shard_size.
+        name, format, classes, parts, size, sha256, shard_size.
     kinds : sequence of str
         What is read of every image, see `dag.workflow.contents.digests`.
     """
-    images = image_sets.read_image_set(
-        image_set["parts"], image_set["size"], image_set["sha256"], name=image_set["name"]
-    )
-    images = image_sets.shard_of(images, shard, image_set["shard_size"])
+    reader = reader_of(image_set)
+    images = image_sets.shard_of(reader.images(), shard, image_set["shard_size"])
     header = {
         "network": {name: value for name, value in network.items() if name != "files"},
         "weights": {role: file_digest(path) for role, path in network["files"].items()},
         "image_set": image_set,
         "ids": image_sets.digest(image_id for _, image_id in images),
-        "contents": contents.digests(images, *kinds),
+        "contents": contents.digests(images, *kinds, reader=reader),
         "shard": shard,
         "code": code,
     }

@@ -5,17 +5,18 @@ from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
 
-from dag.data import voc
+from dag.data.readers import reader_of
 from dag.workflow.files import write_text
 
 settings, kind = snakemake.params.image_set, snakemake.wildcards.kind
-images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+reader = reader_of(settings)
+images = reader.images()
 given_up, size, read = snakemake.params.given_up, settings["shard_size"], 0
-for number, (root, image_id) in enumerate(progress(images, kind)):
+for number, image in enumerate(progress(images, kind)):
     shard = f"{number // size:04d}"
     if shard not in given_up:
         try:
-            voc.READERS[kind](root, image_id)
+            reader.image(image) if kind == "image" else reader.truth(kind, image)
         except image_sets.ImageError as error:
             error.add_note(f"{settings['name']}/{shard}")
             raise

@@ -4,6 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dag.data import image_sets
+from dag.data.readers import reader_of
 from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
@@ -18,20 +19,21 @@ from dag.workflow.files import write_json
 
 params, manifests = snakemake.params, [Path(manifest) for manifest in snakemake.input.manifests]
 [(name, settings)] = params.image_sets.items()
-images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name)
+reader = reader_of(settings)
+images = reader.images()
 scored = image_sets.without_shards(images, settings["given_up"], settings["shard_size"])
-victims = {victim: params.kin[victim] for victim in settings["victims"]}
+victims = {name: params.kin[name] | {"classes": params.networks[name]["classes"]} for name in settings["victims"]}
 with recomputed(*manifests):
     for manifest in manifests:
-        check_images(
-            manifest, contents.digests(image_sets.shard_of(images, manifest.stem, settings["shard_size"]), "image")
-        )
+        shown = image_sets.shard_of(images, manifest.stem, settings["shard_size"])
+        check_images(manifest, contents.digests(shown, "image", reader=reader))
     scores = resampled_scores(
         manifests,
         scored,
         victims,
         resamples=params.bootstrap,
         seed=params.seed,
+        reader=reader,
         progress=lambda items: progress(items, snakemake.wildcards.product),
     )
     shards = [read_manifest(manifest) for manifest in manifests]

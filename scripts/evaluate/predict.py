@@ -6,12 +6,13 @@ from dag.workflow.startup import device, identity, progress, start
 
 start(snakemake.log[0], snakemake.threads)
 
-from dag.data import voc
+from dag.data.classes import ClassList, match
+from dag.data.readers import reader_of
 from dag.evaluate import cells
 
 params, shard = snakemake.params, snakemake.wildcards.shard
 folder = Path(params.folder)
-wanted, missing, roots = [], [], {}
+wanted, missing, roots, reader = [], [], {}, reader_of(params.image_set)
 for victim, perturbations in params.cells.items():
     images, header = identity(params.networks[victim], params.image_set, shard, params.code)
     roots = {image_id: root for root, image_id in images}
@@ -32,9 +33,10 @@ if missing:  # torch is not even imported when all is there
     victims = dict.fromkeys(cell.victim for cell in missing)
     computed = predict.predict(
         {victim: build_told(params.networks[victim], source=False) for victim in victims},
-        lambda image_id: voc.read_image(roots[image_id], image_id),
+        lambda image_id: reader.image((roots[image_id], image_id)),
         list(roots),
         missing,
+        matches={victim: match(ClassList.of(params.networks[victim]["classes"]), reader.classes) for victim in victims},
         seed=params.seed,
         device=device(),
         progress=lambda items, total: progress(items, "images", total),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dag.data import image_sets
+from dag.data.readers import reader_of
 from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
@@ -15,13 +16,15 @@ from dag.workflow.files import write_json
 params = snakemake.params
 scores = {}
 for name, settings in params.image_sets.items():
-    images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=name)
+    reader = reader_of(settings)
+    images = reader.images()
     given_up, size = settings["given_up"], settings["shard_size"]
     manifests = [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest]
     scored = image_sets.without_shards(images, given_up, size)
     with recomputed(*manifests):
         for manifest in manifests:
-            check_images(manifest, contents.digests(image_sets.shard_of(images, manifest.stem, size), "image"))
+            shown = image_sets.shard_of(images, manifest.stem, size)
+            check_images(manifest, contents.digests(shown, "image", reader=reader))
         found = score(
             manifests,
             scored,
@@ -31,10 +34,11 @@ for name, settings in params.image_sets.items():
             worst={victim: params.worst[victim] for victim in settings["victims"] if victim in params.worst},
             draws={victim: params.draws[victim] for victim in settings["victims"] if victim in params.draws},
             companion=settings["companion"],
+            reader=reader,
             missing=[image_id for shard in given_up for _, image_id in image_sets.shard_of(images, shard, size)],
             progress=lambda items: progress(items, snakemake.wildcards.product),
         )
     for entry in found:
-        truth = contents.digests(scored, entry["task"])
+        truth = contents.digests(scored, entry["task"], reader=reader)
         scores[entry["victim"]] = entry | {"image_set": name, "contents": truth}
 write_json(snakemake.output[0], [scores[victim] for victim in params.networks])

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dag.data import image_sets
+from dag.data.classes import ClassList
+from dag.data.readers import reader_of
 from dag.workflow.startup import progress, start
 
 start(snakemake.log[0])
@@ -12,15 +14,17 @@ from dag.report import gallery
 from dag.workflow.files import write_json, write_text
 
 params, shard, settings = snakemake.params, snakemake.wildcards.shard, snakemake.params.image_set
-images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
+reader = reader_of(settings)
 with recomputed(snakemake.input.manifest):
     records, details = gallery.draw_shard(
         Path(snakemake.output.pictures),
-        image_sets.shard_of(images, shard, settings["shard_size"]),
+        image_sets.shard_of(reader.images(), shard, settings["shard_size"]),
         params.shown,
         dict(zip(params.shown, map(Path, snakemake.input.perturbations), strict=True)),
         Path(snakemake.input.manifest),
         {victim: entry["task"] for victim, entry in params.victims.items()},
+        reader=reader,
+        classes=ClassList.of(params.classes),
         progress=lambda items: progress(items, shard),
     )
 write_text(snakemake.output.details, gallery.script("gallery.details", {"shard": shard} | details))

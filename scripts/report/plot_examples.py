@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from dag.data import image_sets
+from dag.data.classes import ClassList
+from dag.data.readers import reader_of
 from dag.report.figures import examples, style
 from dag.workflow.startup import start
 
@@ -19,13 +21,12 @@ def paths(files, part):
 
 
 params, settings = snakemake.params, snakemake.params.image_set
-images = image_sets.read_image_set(settings["parts"], settings["size"], settings["sha256"], name=settings["name"])
-images = image_sets.without_shards(images, params.given_up, settings["shard_size"])
+reader = reader_of(settings)
+images = image_sets.without_shards(reader.images(), params.given_up, settings["shard_size"])
 manifests = [Path(path) for path in snakemake.input.manifests]
 with recomputed(*manifests):
     if params.entry.get("choose") == "clean":
-        victims = {victim: params.networks[victim] for victim in plan.victims(params.entry)}
-        chosen = best(images, clean_scores(manifests, images, victims), params.entry["images"])
+        chosen = best(images, clean_scores(manifests, images, params.victims, reader=reader), params.entry["images"])
     else:
         chosen = image_sets.chosen(images, params.entry["images"])
     blocks = example_blocks(
@@ -35,13 +36,16 @@ with recomputed(*manifests):
         manifests,
         params.networks,
         params.symbols,
+        reader,
     )
-note = choice(params.entry, len(images))
+note, classes = choice(params.entry, len(images), reader), ClassList.of(params.classes)
+title = "ground truth" if reader.annotated else "clean prediction"
 if params.entry["arrangement"] == "rows":
-    figure = examples.examples([block["victims"][0] | block for block in blocks], note=note)
+    rows = [block["victims"][0] | block for block in blocks]
+    figure = examples.examples(rows, truth_title=title, note=note, classes=classes)
 elif params.entry["arrangement"] == "columns":
-    figure = examples.transfer_examples(blocks, note=note)
+    figure = examples.transfer_examples(blocks, note=note, classes=classes)
 else:
-    figure = examples.paired_examples(blocks, note=note)
+    figure = examples.paired_examples(blocks, note=note, classes=classes)
 style.save(figure, snakemake.output.svg)
 style.save(figure, snakemake.output.png)

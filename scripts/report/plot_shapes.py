@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dag.data.classes import ClassList
 from dag.report.figures import examples, style
 from dag.workflow.startup import start
 
@@ -17,6 +18,6 @@ rows = shaped_examples(Path(snakemake.input[0]))
 numbers = ["start", "shape", "class", "status", "iterations", "reached_before", "reached", "largest", "perceptibility"]
 write_text(output.csv, pd.DataFrame(rows)[numbers].to_csv(index=False))
 note = f"Network: {params.label}. {choice(params.entry, params.images)}"
-figure = examples.examples(rows, truth_title="wanted", note=note)
+figure = examples.examples(rows, truth_title="wanted", note=note, classes=ClassList.of(params.classes))
 style.save(figure, output.svg)
 style.save(figure, output.png)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dag.data.classes import ClassList
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
@@ -19,6 +20,7 @@ content = gallery.data(
     {name: row_label(name, labels, params.symbols) for name in params.shown},
     params.shown,
     {Path(path).stem: read_json(path) for path in snakemake.input.records},
+    ClassList.of(params.classes),
 )
 write_text(output.data, gallery.script("gallery.start", content))
 write_text(output.css, css)

@@ -13,7 +13,7 @@ from dag.attack import perturb
 from dag.attack.arithmetic import perceptibility
 from dag.attack.rules import PRESETS, Rules
 from dag.attack.targets import derangement
-from dag.data import mini, voc
+from dag.data import mini, readers, voc
 from dag.networks.building import build
 from dag.workflow import store
 from dag.workflow.overlap import ahead
@@ -330,7 +330,7 @@ def test_every_image_keeps_the_worst_of_several_attacks(root, tmp_path):
 
 def test_balanced_classes_are_weighted_with_the_whole_image_set(root, tmp_path):
     settings = BOUNDED | {"objective": "mce-bal", "steps": "l2", "step": 50.0}
-    pixels = voc.count_pixels((root, image_id) for image_id in IDS)
+    pixels = readers.count_pixels(readers.VOC_LAYOUT, ((root, image_id) for image_id in IDS))
     counted = np.unique(np.concatenate([voc.read_label_map(root, each).ravel() for each in IDS]), return_counts=True)
     assert pixels == {int(a): int(b) for a, b in zip(*counted, strict=True) if a != voc.VOID}
     r = perturbed("segmentation", root, IDS[:1], tmp_path / "a.h5", settings=settings, pixels=pixels)[IDS[0]][0]

@@ -53,7 +53,7 @@ def test_matching_by_hand():
     assert match(network, image_set) == Match((2, None, 0, None), (2, None, 0))
     assert match(network, image_set).unknown == [1, 3]
     grounded = ClassList(("rest", "dog"), background="rest")
-    assert match(grounded, ClassList(("dog", "void"), background="void")) == Match((1, 0), (1, 0))
+    assert match(grounded, ClassList(("dog", "void"), background="void")) == Match((1, 0), (1, 0), 1)
     assert match(network, grounded) == Match((None, 2), (None, None, 1))
 
 
@@ -69,7 +69,7 @@ def test_nothing_in_common_is_refused():
         ({"names": ["cat"], "background": "ground"}, "background 'ground' is not among the names"),
         ({"names": ["sofa", "cat", "couch"]}, "'sofa' and 'couch' mean the same class"),
         ({"names": ["traffic light", "Traffic-Light"]}, "mean the same class"),
-        ({"names": ["cat", "dog"], "void": [1]}, "id 1 is both a class and void"),
+        ({"names": ["cat", "dog"], "void": [1]}, "1 is both a class and void"),
         ({"names": {"cat": 3, "dog": 3}}, "two classes have the same id"),
         ({"names": ["cat", "dog"], "colours": ["#000000"]}, "1 colours for 2 names"),
     ],

@@ -11,7 +11,7 @@ from fake_archives import sbd_archive, sbd_mat, scene
 from PIL import Image
 from scipy.io import savemat
 
-from dag.data import image_sets, voc
+from dag.data import image_sets, readers, voc
 from dag.data.archives import unpack
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "voc"
@@ -217,8 +217,8 @@ def test_a_renumbered_palette_is_read_by_colour(root):
 @pytest.mark.parametrize(
     ("palette", "message"),
     [
-        ([0, 0, 0] + [1, 2, 3] * 255, r"a.png: palette index 1 has the colour \(1, 2, 3\), which is not in VOC's"),
-        ([0, 0, 0] + [128, 64, 128] * 255, "a.png: label 21 is neither"),
+        ([0, 0, 0] + [1, 2, 3] * 255, r"a.png: palette index 1 has the colour \(1, 2, 3\), which no class has"),
+        ([0, 0, 0] + [128, 64, 128] * 255, r"a.png: palette index 1 has the colour \(128, 64, 128\), which no"),
     ],
 )
 def test_foreign_palettes_are_refused(root, palette, message):
@@ -248,13 +248,16 @@ def test_grey_label_maps_hold_ids(root):
 
 def test_wrong_label_maps_are_refused(root):
     write_mask(root, np.full((6, 8), 21))
-    with pytest.raises(ValueError, match="a.png: label 21 is neither"):
+    with pytest.raises(ValueError, match=r"a.png: palette index 21 has the colour \(128, 64, 128\), which no"):
         voc.read_label_map(root, "a")
     write_mask(root, np.zeros((8, 6)))
     with pytest.raises(ValueError, match="a.png: label map is 6 x 8 and its image 8 x 6"):
         voc.read_label_map(root, "a")
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / "SegmentationClass/a.png")
-    with pytest.raises(ValueError, match=r"a.png: pixels are colours \(RGB\)"):
+    Image.fromarray(np.full((6, 8, 3), 9, np.uint8)).save(root / "SegmentationClass/a.png")
+    with pytest.raises(ValueError, match=r"a.png: the colour \(9, 9, 9\) is that of no class"):
+        voc.read_label_map(root, "a")
+    Image.fromarray(np.zeros((6, 8, 4), np.uint8)).save(root / "SegmentationClass/a.png")
+    with pytest.raises(ValueError, match=r"a.png: pixels are colours \(RGBA\)"):
         voc.read_label_map(root, "a")
     (root / "SegmentationClass/a.png").unlink()
     with pytest.raises(ValueError, match="a.png: no such file"):
@@ -436,11 +439,11 @@ def test_sbd_that_is_not_whole(tmp_path, replace, message):
 def test_a_check_names_the_damaged_file(root, kind, name):
     tasks = ["segmentation", "detection"] if kind == "image" else [kind]
     for task in tasks:
-        voc.check([(root, "a")], task, range(21))
+        readers.check(readers.VOC_LAYOUT, [(root, "a")], task, range(21))
     voc.path_of(kind, root, "a").write_bytes(b"damaged")
     for task in tasks:
         with pytest.raises(image_sets.ImageError, match=name + ": .*damaged"):
-            voc.check([(root, "a")], task, range(21))
+            readers.check(readers.VOC_LAYOUT, [(root, "a")], task, range(21))
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
@@ -448,12 +451,12 @@ def test_a_check_names_the_class_that_a_network_does_not_know(root, task):
     read = voc.read_label_map if task == "segmentation" else voc.read_objects
     shown = read(root, "a")
     labels = set(np.unique(getattr(shown, "labels", shown)).tolist()) - {0, voc.VOID}
-    voc.check([(root, "a")], task, {0, *labels})
+    readers.check(readers.VOC_LAYOUT, [(root, "a")], task, {0, *labels})
     for label in labels:
         with pytest.raises(
             image_sets.ImageError, match=rf"/a\.\w+: shows {voc.CLASSES[label]}, which the network does not"
         ):
-            voc.check([(root, "a")], task, {0, *labels} - {label})
+            readers.check(readers.VOC_LAYOUT, [(root, "a")], task, {0, *labels} - {label})
 
 
 @pytest.mark.parametrize("read", [voc.read_image, voc.image_size, voc.read_label_map, voc.read_objects])

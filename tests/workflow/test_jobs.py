@@ -57,6 +57,7 @@ def test_where_images_are():
     assert paths.image_lists(CONFIG | {"voc": "/v"}, "s") == ["/v/VOC2007/l.txt", "own/l.txt"]
     assert jobs.image_set(CONFIG, "s") == {
         "name": "s", "size": 5, "sha256": None, "shard_size": 2,
+        "format": "voc", "classes": {"names": ["ground", "thing"]},
         "parts": [{"root": "resources/VOCdevkit/VOC2007", "list": "resources/VOCdevkit/VOC2007/l.txt"},
                   {"root": "own", "list": "own/l.txt"}],
     }  # fmt: skip

@@ -401,7 +401,8 @@ MISTAKES = {
         shaped(shapes={"star": "bus"}),
         "figures.mine.shapes: unknown key 'star'; known keys are circle, square, strips",
     ),
-    "a shape of background": (shaped(shapes={"circle": "background"}), "figures.mine.shapes.circle: 'background' is "),
+    "a shape of background": (shaped(shapes={"circle": "background"}), "figures.mine: a shape cannot be 'background'"),
+    "a shape of no class": (shaped(shapes={"circle": "plate"}), "figures.mine: 'plate' is none of the classes"),
     "a shape that is too large": (shaped(size=1.5), "figures.mine.size: 1.5 is greater than"),
     "shapes without limit": (
         shaped(attack={"step": 0.5, "stop": 0}), "figures.mine.attack: 'iterations' is a required property",
@@ -521,8 +522,23 @@ MISTAKES = {
     "a short beginning of a checksum": (
         {"downloads": {"x": {"urls": ["a"], "sha256_prefix": "abc"}}}, "downloads.x.sha256_prefix: 'abc' does not",
     ),
-    "an image set without size": (
-        {"image_sets": {"x": {"parts": [{"root": "a", "list": "b"}]}}}, "image_sets.x: 'size' is a required property",
+    "an image set without list": (
+        {"image_sets": {"x": {"parts": [{"root": "a"}]}}}, "image_sets.x: format voc needs a `list`, the file",
+    ),
+    "label maps of another format": (
+        {"image_sets": {"x": {"format": "images", "parts": [{"root": "a", "masks": "b"}]}}},
+        "image_sets.x: `masks` is the folder of label maps of every part of format masks, and of no other",
+    ),
+    "classes that nobody has listed": (
+        {"networks": {"mini-fcn-vgg": {"classes": "vox"}}},
+        "networks.mini-fcn-vgg.classes: 'vox' is not in classes; did you mean 'voc'?",
+    ),
+    "a class twice": (
+        {"classes": {"mine": {"names": ["sofa", "couch"]}}}, "classes.mine: 'sofa' and 'couch' mean the same class",
+    ),
+    "nothing in common": (
+        {"classes": {"mine": {"names": ["plate"]}}, "networks": {"mini-fcn-vgg": {"classes": "mine"}}},
+        "tables.table1: network 'mini-fcn-vgg' on image set 'mini-test': they have no class in common: the network",
     ),
     "one name for a table and a figure": (
         {"figures": {"table1": BASE["figures"]["figure4"]}}, "figures.table1: a table has this name as well",

@@ -22,7 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dag.data import voc
+from dag.data import image_files, voc
 from dag.networks import building, interface
 from dag.networks.caffe import layers as caffe
 from dag.networks.caffe.detector import CaffeDetector, Features
@@ -290,7 +290,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise ValueError(f"--output {options.output}: name a file in a folder that exists")
     if options.image:
-        images, data = torch.from_numpy(voc.read_picture(options.image))[None], None
+        images, data = torch.from_numpy(image_files.read_picture(options.image))[None], None
     else:
         images, data = None, read_data(options.data)
     files = _files(options.weights)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from dag.attack.arithmetic import apply, perceptibility
-from dag.data.voc import CLASSES, VOID, colour_map
+from dag.data.classes import VOC, VOID, ClassList
 from dag.report.figures.style import HALO, LABEL_SIZE, PAGE, STYLE, ink, text_width
 
 
@@ -25,6 +25,7 @@ def examples(
     threshold: float = 0.5,
     truth_title: str = "ground truth",
     note: str = "",
+    classes: ClassList = VOC,
 ) -> Figure:
     """What perturbations do to the predictions of one victim each (Figures 2 and 6).
 
@@ -42,6 +43,8 @@ def examples(
         Heading of the column of `truth`, e.g. "wanted" for shaped examples.
     note : str
         A sentence below the figure, e.g. how the images were chosen.
+    classes : ClassList
+        Names and colours of the labels.
     """
     headings = ["image", f"perturbation × {magnify:g}\n(grey: 0)", "perturbed image", truth_title]
     headings += ["prediction,\nclean image", "prediction,\nperturbed image"]
@@ -52,11 +55,17 @@ def examples(
         pictures = [(image, None), (_grey(r, magnify), None), (perturbed, None)]
         pictures += [(image, row["truth"]), (image, row["before"]), (perturbed, row["after"])]
         blocks.append((_summary(row), headings if k == 0 else [], {"": pictures}))
-    return _gallery(blocks, threshold, note)
+    return _gallery(blocks, threshold, note, classes)
 
 
 @matplotlib.rc_context(STYLE)
-def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5, note: str = "") -> Figure:
+def transfer_examples(
+    blocks: Sequence[Mapping],
+    magnify: float = 10,
+    threshold: float = 0.5,
+    note: str = "",
+    classes: ClassList = VOC,
+) -> Figure:
     """One perturbation against several victims, clean above perturbed (Figure 5).
 
     Parameters
@@ -64,7 +73,7 @@ def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold:
     blocks : sequence of dict
         One per perturbation: label (e.g. "r1 + r3"); status (may be absent); image and perturbation
         as of `examples`; victims, a sequence of dicts {"label", "truth", "before", "after"}.
-    magnify, threshold, note
+    magnify, threshold, note, classes
         As of `examples`.
     """
     drawn = []
@@ -81,16 +90,22 @@ def transfer_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold:
             ],
         }
         drawn.append((_summary(block), headings, lines))
-    return _gallery(drawn, threshold, note)
+    return _gallery(drawn, threshold, note, classes)
 
 
 @matplotlib.rc_context(STYLE)
-def paired_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: float = 0.5, note: str = "") -> Figure:
+def paired_examples(
+    blocks: Sequence[Mapping],
+    magnify: float = 10,
+    threshold: float = 0.5,
+    note: str = "",
+    classes: ClassList = VOC,
+) -> Figure:
     """One perturbation that misleads several victims, clean on the left, perturbed on the right (Figure 1).
 
     Parameters
     ----------
-    blocks, magnify, threshold, note
+    blocks, magnify, threshold, note, classes
         As of `transfer_examples`.
     """
     drawn = []
@@ -102,7 +117,7 @@ def paired_examples(blocks: Sequence[Mapping], magnify: float = 10, threshold: f
             lines[victim["label"]] = [(image, victim["before"]), (image, victim["truth"]), (perturbed, victim["after"])]
         headings = ["clean", f"perturbation × {magnify:g} (grey: 0)\nabove the ground truth", "perturbed"]
         drawn.append((_summary(block), headings, lines))
-    return _gallery(drawn, threshold, note)
+    return _gallery(drawn, threshold, note, classes)
 
 
 def _truths(victims: Sequence[Mapping]) -> list[NDArray | Mapping]:
@@ -117,7 +132,7 @@ Picture = tuple[NDArray, NDArray | Mapping | list | None]
 
 
 def _gallery(
-    blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], threshold: float, words: str = ""
+    blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], threshold: float, words: str, classes: ClassList
 ) -> Figure:
     """Blocks of (caption, headings, lines of pictures by the text at their left), one below the other.
 
@@ -127,14 +142,14 @@ def _gallery(
     gutter = 0.2 if any(side for _, _, lines in blocks for side in lines) else 0
     margin, gap, line_height = 0.06, 0.05, 0.13
     cell = min((PAGE - 2 * margin - gutter - gap * (columns - 1)) / columns, 1.8)
-    classes, scored = _drawn(blocks)
+    drawn, scored = _drawn(blocks)
     across = max(1, int((2 * margin + gutter + (cell + gap) * columns) / 0.95))
-    legend_lines = -(-len(classes) // across)
+    legend_lines = -(-len(drawn) // across)
     width = 2 * margin + gutter + cell * columns + gap * (columns - 1)
     sentences = [words, f"Detections with a score of at least {threshold:g}." if scored else ""]
     notes = [line for sentence in sentences for line in _wrapped(sentence, width - 2 * margin, size=6)]
     note = line_height * len(notes)
-    below = note + (line_height * legend_lines + 0.08 if classes else 0)
+    below = note + (line_height * legend_lines + 0.08 if drawn else 0)
 
     # From the top down, each with its distance from the top and its height.
     titles, strips, y = [], [], margin
@@ -163,18 +178,20 @@ def _gallery(
         figure.text((margin + gutter - 0.06) / width, middle, side, rotation=90, ha="right", va="center")
         for x, (image, prediction) in zip(corners, pictures, strict=False):
             axes = figure.add_axes((x, 1 - (y + high) / height, cell / width, high / height), anchor="N")
-            _draw(axes, image, prediction, threshold, cell)
+            _draw(axes, image, prediction, threshold, cell, classes)
     if notes:
         figure.text(margin / width, 0.04 / height, "\n".join(notes), va="bottom", fontsize=6, color="0.3")
-    if classes:
+    if drawn:
+        colours = classes.colour_map() / 255
         patches = [
-            Patch(facecolor=_colour(label), edgecolor="0.5", linewidth=0.4, label=_name(label)) for label in classes
+            Patch(facecolor=colours[label], edgecolor="0.5", linewidth=0.4, label=classes.name(label))
+            for label in drawn
         ]
         figure.legend(
             handles=patches,
             loc="lower center",
             bbox_to_anchor=(0.5, note / height),
-            ncols=-(-len(classes) // legend_lines),
+            ncols=-(-len(drawn) // legend_lines),
             handlelength=1,
             handletextpad=0.4,
             columnspacing=1,
@@ -183,7 +200,14 @@ def _gallery(
     return figure
 
 
-def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, threshold: float, inches: float) -> None:
+def _draw(
+    axes: Axes,
+    image: NDArray,
+    prediction: NDArray | Mapping | None,
+    threshold: float,
+    inches: float,
+    classes: ClassList,
+) -> None:
     """An image, its label map, or either with detections, `inches` wide."""
     _, height, width = image.shape
     axes.set_axis_off()
@@ -191,11 +215,11 @@ def _draw(axes: Axes, image: NDArray, prediction: NDArray | Mapping | None, thre
     # Pixels of the image per point of print.
     point = width / (72 * inches)
     if isinstance(drawn[0], np.ndarray):
-        _draw_label_map(axes, drawn[0], (height, width), point, named=len(drawn) == 1)
+        _draw_label_map(axes, drawn[0], (height, width), point, classes, named=len(drawn) == 1)
     else:
         _show(axes, np.rint(image.transpose(1, 2, 0)).astype(np.uint8), inches)
     if isinstance(drawn[-1], Mapping):
-        _draw_detections(axes, drawn[-1], (height, width), threshold, point)
+        _draw_detections(axes, drawn[-1], (height, width), threshold, point, classes)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
@@ -208,16 +232,18 @@ def _show(axes: Axes, pixels: NDArray, inches: float) -> None:
     axes.imshow(pixels, interpolation="none" if small else "antialiased")
 
 
-def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point: float, named: bool) -> None:
-    """A label map in VOC's colours, every region with a light outline: some colours hardly differ from black.
+def _draw_label_map(
+    axes: Axes, label_map: NDArray, size: tuple[int, int], point: float, classes: ClassList, named: bool
+) -> None:
+    """A label map in the colours of its classes, every region with a light outline: some hardly differ from black.
 
     If it is to be `named`, the name of every class stands where it is widest, if there is room.  `point`: pixels per
     point of print.
     """
     if label_map.shape != size:
         raise ValueError(f"a label map of shape {label_map.shape} does not fit an image of size {size}")
-    _show(axes, colour_map()[label_map], size[1] / (72 * point))
-    regions = [label for label in np.unique(label_map) if label not in (0, VOID)]
+    _show(axes, classes.colour_map()[label_map], size[1] / (72 * point))
+    regions = [label for label in np.unique(label_map) if label not in (classes.ground, VOID)]
     for label in regions:
         axes.contour(label_map == label, levels=[0.5], colors="white", linewidths=0.5)
     taken: list[tuple[float, float, float, float]] = []
@@ -230,7 +256,7 @@ def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point
         inside = np.nonzero(label_map == label)
         nearest = np.hypot(rows - inside[0].mean(), columns - inside[1].mean()).argmin()
         y, x = rows[nearest], columns[nearest]
-        half = (36 * text_width(_name(label), LABEL_SIZE) + 1) * point
+        half = (36 * text_width(classes.name(label), LABEL_SIZE) + 1) * point
         x = min(max(x, half), size[1] - half)
         spot = (x - half, y - LABEL_SIZE / 2 * point, x + half, y + LABEL_SIZE / 2 * point)
         if any(_overlap(spot, other) for other in taken):
@@ -239,7 +265,7 @@ def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point
         axes.text(
             x,
             y,
-            _name(label),
+            classes.name(label),
             fontsize=LABEL_SIZE,
             color="white",
             ha="center",
@@ -248,9 +274,11 @@ def _draw_label_map(axes: Axes, label_map: NDArray, size: tuple[int, int], point
         )
 
 
-def _draw_detections(axes: Axes, prediction: Mapping, size: tuple[int, int], threshold: float, point: float) -> None:
+def _draw_detections(
+    axes: Axes, prediction: Mapping, size: tuple[int, int], threshold: float, point: float, classes: ClassList
+) -> None:
     """Boxes with class and score; `point`: pixels per point of print."""
-    height, width = size
+    (height, width), colours = size, classes.colour_map() / 255
     taken: list[tuple[float, float, float, float]] = []
     scores = prediction.get("scores")
     order = range(len(prediction["labels"])) if scores is None else np.argsort(-scores, kind="stable")
@@ -258,7 +286,8 @@ def _draw_detections(axes: Axes, prediction: Mapping, size: tuple[int, int], thr
         if scores is not None and scores[k] < threshold:
             continue
         x_min, y_min, x_max, y_max = np.clip(prediction["boxes"][k], 0, (width - 1, height - 1) * 2)
-        colour = _colour(prediction["labels"][k])
+        label = int(prediction["labels"][k])
+        colour = tuple(colours[label % len(colours)])
         axes.add_patch(
             Rectangle(
                 (x_min, y_min),
@@ -270,7 +299,7 @@ def _draw_detections(axes: Axes, prediction: Mapping, size: tuple[int, int], thr
                 path_effects=HALO,
             )
         )
-        text = _name(prediction["labels"][k]) + ("" if scores is None else f" {scores[k]:.2f}")
+        text = classes.name(label) + ("" if scores is None else f" {scores[k]:.2f}")
         wide, high = (72 * text_width(text, LABEL_SIZE) + 2.5) * point, (LABEL_SIZE + 1.5) * point
         # The first place that is in the image and free, or as free as can be.
         spots = [
@@ -320,14 +349,6 @@ def _drawn(blocks: Sequence[tuple]) -> tuple[list[int], bool]:
     maps = [prediction for prediction in predictions if isinstance(prediction, np.ndarray)]
     scored = any(isinstance(prediction, Mapping) and "scores" in prediction for prediction in predictions)
     return sorted(set().union(*(np.unique(label_map).tolist() for label_map in maps))), scored
-
-
-def _colour(label: int) -> tuple[float, float, float]:
-    return tuple(colour_map()[label] / 255)
-
-
-def _name(label: int) -> str:
-    return "void" if label == VOID else CLASSES[label]
 
 
 def _grey(r: NDArray, magnify: float) -> NDArray:
