@@ -7,7 +7,7 @@ back to the size of the image in three steps.
 
 The paper leaves open what the published file fixes: images are blue, green, red, less `MEAN`, divided by `DEVIATION`
 and by 255, and the normalisations add 10^-3 to the variance.  With these, and with no other order of the joined maps,
-the statistics that the file stores of every layer's input are those of CamVid's test images.
+the statistics that the file stores of every layer's input are nearly those of CamVid's test images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from dag.networks.interface import Segmenter
 
-# Of CamVid's 367 training images, blue, green, red in 0..255: the mean, and the mean deviation within an image.
+# Of CamVid's 367 training images, blue, green, red in 0..255, as other loaders of CamVid give them.  With those
+# of the 39 test images at hand the score is 0.6 points lower, with those of ImageNet 43.
 MEAN, DEVIATION = (110.33, 108.41, 105.03), (72.13, 72.69, 69.90)
 # Channels that enter the decoder from levels 1 and 2: 16 and 2 x 64, with the 3 of the image.
 FIRST, SECOND = 19, 131
