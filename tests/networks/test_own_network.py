@@ -15,6 +15,7 @@ from overlays import merge
 from test_plan import BASE
 from test_workflow import TINY
 
+from dag.data.classes import ClassList
 from dag.networks import building
 from dag.workflow import configuration
 
@@ -107,12 +108,13 @@ def test_the_overlay_fits_the_configuration(tmp_path, monkeypatch, example):
 
 
 def test_the_detector_by_hand(tmp_path):
-    """The check of the interface passes; with biases by hand, every cell holds an object of the third class."""
-    code = DETECTOR.files["own/detector.py"] + "\n\ndef bare(labels):\n    return Own(labels)\n"
+    """The check of the interface passes; with biases by hand, every cell holds a bottle, the third class."""
+    code = DETECTOR.files["own/detector.py"] + "\n\ndef bare(count):\n    return Own(count)\n"
     (tmp_path / "bare.py").write_text(code)
     arguments = DETECTOR.overlay["networks"]["own-detector"]["arguments"]
     torch.manual_seed(0)
-    network = building.build(f"{tmp_path}/bare.py:bare", arguments, task="detection")
+    classes = ClassList.of(DETECTOR.overlay["classes"]["own-classes"])
+    network = building.build(f"{tmp_path}/bare.py:bare", arguments, task="detection", classes=classes)
     image = 255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     boxes, logits = network.features(image)
     assert boxes.shape == (1, 96, 4) and logits.shape == (1, 96, 7)
@@ -125,7 +127,7 @@ def test_the_detector_by_hand(tmp_path):
     network.layers[-1].bias.copy_(torch.tensor([0.0] * 4 + [9, 0, 0, 9, 0, 0, 0]))
     found = network.detect(image)[0]
     # 16 pixels wide, 8 apart, cut at the border: no two overlap by half
-    assert (found.labels == 3).all() and (found.scores > 0.99).all()
+    assert (found.labels == classes.find("bottle")).all() and (found.scores > 0.99).all()
     x, y = range(4, 96, 8), range(4, 64, 8)
     expected = [[max(0, a - 8), max(0, b - 8), min(95, a + 8), min(63, b + 8)] for a in x for b in y]
     assert sorted(found.boxes.tolist()) == sorted(expected)
