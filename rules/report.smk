@@ -68,9 +68,9 @@ rule tabulate_statuses:
 
 
 rule tabulate_perceptibility:
-    """Perceptibility of every perturbation that a transfer table of `all` shows."""
+    """Perceptibility of every perturbation that a transfer table of `all` shows, or else a white-box table."""
     input:
-        scores=jobs.table_scores(config, "transfer"),
+        scores=jobs.table_scores(config, jobs.seen_in(config)),
     output:
         csv="results/{experiment}/tables/perceptibility.csv",
         markdown=report(
@@ -84,7 +84,7 @@ rule tabulate_perceptibility:
     conda:
         "../environment.yml"
     params:
-        tables=jobs.tables(config, "transfer"),
+        tables=jobs.tables(config, jobs.seen_in(config)),
         networks=plan.printed_networks(config),
         symbols=config["symbols"],
         code=code("scripts/report/tabulate_perceptibility.py"),

@@ -269,6 +269,11 @@ def compared(config: dict) -> dict[str, dict]:
     return {name: {"along": entry["along"], "series": plan.series(config, entry)} for name, entry in entries.items()}
 
 
+def seen_in(config: dict) -> str:
+    """Layout of the tables whose perturbations are listed by perceptibility: white-box if there is no other."""
+    return "transfer" if tables(config, "transfer") else "white-box"
+
+
 def table_scores(config: dict, *layouts: str) -> list[str]:
     """Scores of these tables."""
     return [f"{paths.results(config)}/scores/{name}.json" for name in tables(config, *layouts)]

@@ -11,18 +11,15 @@ from dag.workflow.files import read_json, write_text
 
 params = snakemake.params
 labels = {name: entry["label"] for name, entry in params.networks.items()}
-shown = [
-    frames.transfer(
-        read_json(path),
-        entry["perturbations"],
-        labels,
-        params.symbols,
-        "float",
-        entry.get("paper"),
-    )
-    for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True)
-]
-frame = attack_frames.perceptibility(pd.concat(shown))
+shown = []
+for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=True):
+    scores, paper = read_json(path), entry.get("paper")
+    if entry["layout"] == "transfer":
+        shown.append(frames.transfer(scores, entry["perturbations"], labels, params.symbols, "float", paper))
+    else:
+        shown.append(frames.white_box(scores, entry["sources"], "float", paper))
+nothing = pd.DataFrame(columns=["row_label", "image_set", "images", "pixels", "perceptibility", "linf"])
+frame = attack_frames.perceptibility(pd.concat(shown)) if shown else nothing
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(
     snakemake.output.markdown, printing.document("Perceptibility of the perturbations", {"All perturbations": frame})

@@ -14,6 +14,8 @@ from dag.attack.arithmetic import perceptibility
 from dag.attack.rules import PRESETS, Rules
 from dag.attack.targets import derangement
 from dag.data import mini, readers, voc
+from dag.data.classes import VOC, match
+from dag.data.truths import for_network
 from dag.networks.building import build
 from dag.workflow import store
 from dag.workflow.overlap import ahead
@@ -339,3 +341,31 @@ def test_balanced_classes_are_weighted_with_the_whole_image_set(root, tmp_path):
     changed = pixels | {0: 1}
     other = perturbed("segmentation", root, IDS[:1], tmp_path / "c.h5", settings=settings, pixels=changed)[IDS[0]][0]
     assert not np.array_equal(r, other)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_source_whose_classes_are_named_otherwise_attacks_the_same(task, root, tmp_path):
+    """The network's list has VOC's names in the same places; the image set has them in reverse order."""
+    names = list(reversed(voc.CLASSES))
+    reader = readers.reader_of({"classes": {"names": names, "background": "background", "void": [255]}})
+    wanted = perturbed(task, root, IDS[:2], tmp_path / "wanted.h5")
+    matched = match(VOC, reader.classes)
+
+    class Reversed(type(reader)):
+        """What stands in the files is VOC's; its ids become those of the other list."""
+
+        def _truth(self, task, image):
+            return for_network(readers.VOC_LAYOUT.truth(task, image), match(self.classes, VOC))
+
+    found = perturbed(task, root, IDS[:2], tmp_path / "found.h5", reader=Reversed(reader.settings), match=matched)
+    assert same(wanted, found)
+
+
+def test_without_truth_a_source_attacks_what_it_sees(root, tmp_path):
+    """Every pixel that the clean image is said to be foreground is a target, and nothing else."""
+    reader = readers.reader_of({"format": "images", "parts": []})
+    images = root / "JPEGImages"
+    found = perturbed("segmentation", images, IDS, tmp_path / "a.h5", reader=reader, match=match(VOC, VOC))
+    for image_id, (_, known) in found.items():
+        seen = network("segmentation").label_map(torch.from_numpy(voc.read_image(root, image_id))[None])
+        assert known["targets"] == known["start"] == int((seen > 0).sum())
