@@ -83,6 +83,11 @@ def read_image_set(
     for part in parts:
         lists.append(str(part["list"]))
         images += [(Path(part["root"]), image_id) for image_id in read(part)]
+    if strange := [image_id for _, image_id in images if not _ID.fullmatch(image_id) or not image_id.isprintable()]:
+        raise ValueError(
+            f"{_set(name)}: {strange[0][:40]!r} is not an image id, which has no blank and does not begin with a dot; "
+            "rename the image file"
+        )
     listed = images if repeated else [image_id for _, image_id in images]
     where = " + ".join(lists)
     if len(set(listed)) < len(listed):

@@ -65,6 +65,12 @@ def test_images_are_found_whatever_their_ending(folder, kind):
     assert [path.name for path in reader(folder, kind).files("image", images[1])] == ["b.JPG"]
 
 
+def test_a_name_with_a_blank_is_refused(folder):
+    (folder / "images/a.png").rename(folder / "images/a b.png")
+    with pytest.raises(ValueError, match="image set mine: 'a b' is not an image id, .* rename the image file"):
+        reader(folder, "images").images()
+
+
 def test_a_list_chooses_images(folder):
     (folder / "some.txt").write_text("b\n")
     chosen = reader(folder, "images", list=str(folder / "some.txt"))

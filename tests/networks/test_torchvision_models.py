@@ -159,6 +159,30 @@ def test_labels():
     assert make("lraspp_mobilenet_v3_large").labels == tuple(range(21))
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"), [([0, 1], (0, 1)), ([2, 0, 1], (2, 0, 1))], ids=["one class", "background last"]
+)
+def test_a_detector_with_classes_of_ones_own(labels, expected):
+    """What torchvision's network of as many columns finds, under the ids of the list."""
+    name, settings = "fasterrcnn_mobilenet_v3_large_320_fpn", SMALL | {"box_score_thresh": 0.2}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        plain = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=len(labels), **settings
+        ).eval()
+    network = detector(name, labels, **settings).eval()
+    network.load_state_dict(plain.state_dict())
+    assert network.labels == expected
+    with torch.no_grad():
+        (whole,) = plain(list(images() / 255))
+        (found,) = network.detect(images())
+        features = network.features(images())
+        proposals = network.propose(features, nms=0.9, limit=5)
+        assert network.scores(features, proposals).shape == (len(proposals[0]), len(labels))
+    assert len(found.labels) and found.labels.tolist() == [labels[column] for column in whole["labels"]]
+    assert torch.equal(found.scores, whole["scores"])
+
+
 @pytest.mark.parametrize("function", [detector, segmenter])
 @pytest.mark.parametrize("name", ["fcn_resnet51", "resnet18"])
 def test_unknown_networks(function, name):

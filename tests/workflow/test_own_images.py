@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from textwrap import dedent
 
@@ -168,7 +169,7 @@ def test_every_format_makes_a_report(workflow, folder):
     sentence = "no truth is annotated; what counts as true is each network's own prediction on the clean image"
     assert sentence in (results / "tables/table_images.md").read_text()
     assert sentence not in (results / "tables/table_masks.md").read_text()
-    page = (results / "index.html").read_text()
+    page = unescape((results / "index.html").read_text())
     assert sentence in page and "aeroplane" not in page
     data = (results / "galleries/gallery_own/data.js").read_text()
     assert all(f'["{name}",' in data for name in CLASSES["street"]["names"]) and "aeroplane" not in data
