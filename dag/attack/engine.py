@@ -14,9 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dag.attack.diversity import diversified
 from dag.attack.methods import Apgd, Method, judgements, project, smoothed, stepped
 from dag.attack.objectives import by_loss, by_rules
 from dag.attack.rules import CONVERGED, ITERATION_LIMIT, NO_GRADIENT, NO_TARGETS, Rules
+from dag.workflow.seeds import generator
 
 DENSE_ADVERSARY_GENERATION = Method()
 
@@ -190,7 +192,7 @@ def dense_adversaries(
         due, reports = (reports, latest) if late else (latest, [])
         for report in due:
             for run in report.read(iterations):
-                passes = run.problem.spent + len(run.active) * method.scales
+                passes = run.problem.spent + len(run.active) * method.passes
                 r = run.r if run.best is None else run.best
                 yield run.problem, Attack(r[None], run.status, run.active, passes)
         running = [run for run in running if run.status is None]
@@ -268,7 +270,8 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
         raise ValueError(f"images of the shapes {sorted(shapes)} cannot be attacked together; group them by shape")
     problems = [run.problem for run in running]
     x = torch.stack([run.problem.image + run.r for run in running]).requires_grad_()
-    outputs = scores(x, problems)
+    with torch.set_grad_enabled(not method.diversity):
+        outputs = scores(x, problems)
     # Apple's GPUs have no float64; counts of pixels are exact in float32 too.
     exact = torch.float32 if x.device.type == "mps" else torch.float64
     going, pushes, measured, values, counts = [], [], [], [], []
@@ -279,14 +282,16 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
         count = left.sum()
         goes = run.going & (count > run.enough) & (run.passes < iterations)
         going.append(goes)
-        pushes.append(_Along.apply(f, weights, goes))
+        if not method.diversity:
+            pushes.append(_Along.apply(f, weights, goes))
         lowest, highest = torch.aminmax(scored)  # 16 times as fast as to ask of every score whether it is finite
         measured.append(torch.stack([number.to(exact) for number in (count, lowest, highest)]))
         values.append(value)
         counts.append(count)
     going = torch.stack(going)
-    for power in range(1, method.scales):
-        for run, f, goes in zip(running, scores(x / 2**power, problems), going, strict=True):
+    seen, placed = _diversified(x, running, method) if method.diversity else (x, problems)
+    for power in range(0 if method.diversity else 1, method.scales):
+        for run, f, goes in zip(running, scores(seen / 2**power, placed), going, strict=True):
             _, weights, _ = objective(f.detach(), run.problem, run.passes)
             pushes.append(_Along.apply(f, weights, goes))
     del outputs, f, scored, weights  # as large as score maps
@@ -306,6 +311,19 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
         run.going, run.passes = goes, run.passes + 1
         run.r, run.momentum, run.best, run.fewest = r, momentum, best, fewest
     return report
+
+
+def _diversified(x: Tensor, running: list[_Run], method: Method) -> tuple[Tensor, list[Problem]]:
+    """Perturbed images resized and padded at random, and their problems; seeded by image and iteration."""
+    found = []
+    for image, run in zip(x, running, strict=True):
+        rng = generator("diversity", run.problem.seed, run.problem.spent + run.passes)
+        try:
+            found.append(diversified(image, run.problem, method.diversity, rng))
+        except ValueError as error:
+            raise AttackError(f"{run.problem.name}: {error}; leave `diversity` out") from error
+    images, problems = zip(*found, strict=True)
+    return torch.stack(images), list(problems)
 
 
 def _moved(run, goes, gradient, largest, value, count, method, iterations, step):

@@ -43,6 +43,8 @@ class Method:
         The "last" iterate, or the "best": the first of those with the fewest correct targets.
     smooth : int
         Size of the Gaussian kernel that the gradient is convolved with, in pixels (Dong et al., CVPR 2019); 0: none.
+    diversity : float
+        Probability that the gradient is that of an image resized and padded at random, see `dag.attack.diversity`.
     scales : int
         The gradient is the mean over x / 2^k, k = 0 .. scales - 1 (Lin et al., ICLR 2020).
     """
@@ -57,7 +59,13 @@ class Method:
     stop: str = "converged"
     keep: str = "last"
     smooth: int = 0
+    diversity: float = 0
     scales: int = 1
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of an iteration: those that gradients are taken of, and one that counts if they cannot."""
+        return self.scales + bool(self.diversity)
 
 
 def method_of(settings: dict) -> Method:

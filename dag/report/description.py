@@ -98,6 +98,7 @@ _SETTINGS = {
     "stop": "stop: {}",
     "keep": "the {} iterate is kept",
     "smooth": "gradients smoothed over {} pixels",
+    "diversity": "gradients of images resized and padded at random with probability {}",
     "scales": "gradients of {} scales",
     "stages": "stages (multiple of the budget, share of the iterations) {}",
     "nms": "proposals suppressed above IoU {}",

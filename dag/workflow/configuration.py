@@ -149,7 +149,11 @@ def contradiction(settings: dict, task: str) -> str | None:
         return "apgd, a uniform start and stages need a budget; give `budget: linf` and `eps: 8`"
     if dag and steps == "apgd":
         return "apgd follows the value of a loss, and dag has none; choose another objective"
-    moves = [key for key in ("objective", "steps", "start", "keep", "stages", "smooth", "scales") if key in settings]
+    moves = [
+        key
+        for key in ("objective", "steps", "start", "keep", "stages", "smooth", "diversity", "scales")
+        if key in settings
+    ]
     if "perturbation" in settings and (others := [key for key in (*moves, "function") if key in settings]):
         return f"the perturbation is there already; leave {others[0]} out"
     if "function" in settings and moves:
