@@ -48,7 +48,7 @@ def digests(images: Iterable[tuple[Path, str]], *kinds: str, reader: Reader = VO
         If a file cannot be read.
     """
     images = list(images)
-    return {kind: _of_files(tuple(_paths(images, kind, reader))) for kind in kinds}
+    return {kind: _of_files(tuple(dict.fromkeys(_paths(images, kind, reader)))) for kind in kinds}
 
 
 class Contents(dict):

@@ -529,6 +529,29 @@ MISTAKES = {
         {"image_sets": {"x": {"format": "images", "parts": [{"root": "a", "masks": "b"}]}}},
         "image_sets.x: `masks` is the folder of label maps of every part of format masks, and of no other",
     ),
+    "label maps for a detector": (
+        {
+            "image_sets": {"x": {"format": "masks", "parts": [{"root": "a", "masks": "b"}]}},
+            "tables": {"table2": {"image_set": "x"}},
+        },
+        "tables.table2: network 'mini-fr-zf-07' detects objects, and image set 'x' has label maps alone; give it one",
+    ),
+    "pixels of no truth": (
+        {
+            "image_sets": {"x": {"format": "images", "parts": [{"root": "a"}]}},
+            "tables": {"table1": {"image_set": "x", "sources": ["mini-fcn-vgg@apgd-mce-bal-8"]}},
+        },
+        "tables.table1: source 'mini-fcn-vgg@apgd-mce-bal-8' weighs classes by their pixels in the truth, and",
+    ),
+    "one class and absent ones": (
+        {"classes": {"mine": {"names": ["bird"]}}, "networks": {"mini-fr-zf-07": {"classes": "mine"}}},
+        "tables.table1: perturbation 'mini-fr-zf-07': attack detection: adversarial labels are absent classes, and",
+    ),
+    "a shape on nothing": (
+        {"networks": {"mini-fcn-alex": {"classes": "camvid"}}}
+        | shaped(network="mini-fcn-alex", shapes={"circle": "car"}),
+        "figures.mine: network 'mini-fcn-alex' has no background; name the class around the shapes by ground",
+    ),
     "classes that nobody has listed": (
         {"networks": {"mini-fcn-vgg": {"classes": "vox"}}},
         "networks.mini-fcn-vgg.classes: 'vox' is not in classes; did you mean 'voc'?",
