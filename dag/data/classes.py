@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,21 +123,25 @@ class ClassList:
 
     def name(self, label: int) -> str:
         """What an id of a label map is called, `VOID` and `OTHER` included."""
-        return {VOID: "void", OTHER: "other"}.get(label) or self.names[label]
+        return self.names[label] if label < len(self.names) else {VOID: "void", OTHER: "other"}[label]
 
     def find(self, name: str) -> int | None:
         """Id of the class with this name or a synonym of it; None if there is none."""
-        return {canonical(known): label for label, known in enumerate(self.names)}.get(canonical(name))
+        return self._ids.get(canonical(name))
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {canonical(name): label for label, name in enumerate(self.names)}
 
     def colour_map(self) -> NDArray[np.uint8]:
         """Colours of all values of a label map, uint8 (256, 3) RGB."""
-        colours = np.zeros((256, 3), np.uint8)
-        colours[OTHER], colours[VOID] = _OTHER_COLOUR, _VOID_COLOUR
+        colours = np.zeros((max(256, len(self.names)), 3), np.uint8)
         if self.colours:
             colours[: len(self.colours)] = [tuple(bytes.fromhex(colour[1:])) for colour in self.colours]
         else:  # background stays black
             colours[self.foreground] = palette(len(self.foreground))
-        return colours
+        colours[OTHER:256] = _OTHER_COLOUR, _VOID_COLOUR
+        return colours[:256]
 
 
 # The list of config/classes.yaml: what networks and image sets have that name no other.

@@ -93,6 +93,13 @@ def test_colours_differ_for_whoever_looks(count):
         assert np.abs(np.cbrt(one) - np.cbrt(other)).max() > 0.05
 
 
+def test_detectors_may_know_more_classes_than_label_maps_hold():
+    """As the 1203 of LVIS."""
+    many = ClassList(tuple(f"class {k}" for k in range(1203)))
+    assert many.name(OTHER) == "class 254" and many.name(1202) == "class 1202" and many.colour_map().shape == (256, 3)
+    assert len(many.foreground) == 1203 and match(many, many).seen == tuple(range(1203))
+
+
 def test_many_colours_are_different():
     assert len({*palette(150)}) == 150 and (0, 0, 0) not in palette(150)
     coloured = ClassList(tuple(str(k) for k in range(MOST))).colour_map()
