@@ -381,8 +381,8 @@ class _Report:
                     f"{run.problem.name}: the gradient of the network's scores is not finite; "
                     "check its weights and the input image"
                 )
-            elif largest == 0:
-                run.status = NO_GRADIENT
+            elif largest == 0:  # a loss of the targets that are still correct ends with the last of them
+                run.status = NO_GRADIENT if count else CONVERGED
         return [run for run, _ in rows if run.status is not None]
 
 

@@ -239,7 +239,7 @@ def _caption(frame: pd.DataFrame, companion: str) -> str:
     metrics = " / ".join(frame.metric.unique())
     if companion == "brackets":
         metrics += f" (in brackets {' / '.join(frame.companion_metric.unique())})"
-    images = _image_sets(frame, "column_label")
+    images = _image_sets(frame, "label" if "label" in frame else "column_label")
     pixels = " / ".join(map(pixel_words, frame.pixels.unique()))
     sentences = [f"{metrics} in %; {pixels}; {images}."]
     if "paper" in frame:

@@ -172,7 +172,8 @@ def _visible(cell: pd.Series) -> str:
 
 def _images(frame: pd.DataFrame) -> str:
     """How many images of which image set the columns of a frame are of."""
-    sets = frame.groupby(["image_set", "images", "missing"], sort=False).column_label.unique()
+    label = "label" if "label" in frame else "column_label"
+    sets = frame.groupby(["image_set", "images", "missing"], sort=False)[label].unique()
     if len(sets) == 1:
         return images_of(*sets.index[0])
     return "; ".join(f"{', '.join(labels)}: {images_of(*key)}" for key, labels in sets.items())

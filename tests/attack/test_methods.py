@@ -294,3 +294,11 @@ def test_an_image_depends_on_nothing_but_itself(method, late):
     for name, one in alone.items():
         assert together[name].status == one.status and together[name].active == one.active
         torch.testing.assert_close(together[name].perturbation, one.perturbation, rtol=0, atol=1e-9)
+
+
+def test_a_loss_of_correct_targets_ends_with_the_last_of_them():
+    network, image = Linear(), grey().double()
+    method = Method("mce", steps="sign", budget="linf", eps=255.0, stop="iterations")
+    found = attack(network, problem(network, image), method, 60, step=20.0)
+    assert found.status == CONVERGED and found.active[-1] == 0 and found.iterations < 60
+    assert found.passes == len(found.active)
