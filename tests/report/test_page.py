@@ -38,7 +38,8 @@ EXPERIMENT = {
     "bootstrap": 1000,
     "images": {"test": {"images": 50, "given_up": 2, "origin": "made here"}},
     "networks": {
-        name: entry | {"part": "victim", "weights": "trained here", "substitute": HOSTILE if name == "rn" else "", "note": ""}
+        name: entry
+        | {"part": "victim", "weights": "trained here", "note": "", "substitute": HOSTILE if name == "rn" else ""}
         for name, entry in NETWORKS.items()
     },
     "weights": {"trained here": ["FR-ZF", "FR-ZF-B"], "published files": ["R-FCN†", "FCN"]},
