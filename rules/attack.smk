@@ -12,7 +12,9 @@ would multiply the storage.
 rule perturb:
     """Dense Adversary Generation on one shard with one source."""
     input:
-        weights=lambda wildcards: list(paths.weights(config, plan.network_of(wildcards.source)).values()),
+        weights=lambda wildcards: [
+            file for name in plan.attacked(config, wildcards.source) for file in paths.weights(config, name).values()
+        ],
         lists=lambda wildcards: lists_of(wildcards.image_set),
     output:
         "results/{experiment}/{image_set}/perturbations/{source}/{shard}.h5",
@@ -23,11 +25,12 @@ rule perturb:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, [plan.network_of(wildcards.source)]),
-        mem_mb=lambda wildcards: budget.memory_mb(config, [plan.network_of(wildcards.source)]),
+        gpu=lambda wildcards: budget.gpus(config, plan.attacked(config, wildcards.source)),
+        mem_mb=lambda wildcards: budget.memory_mb(config, plan.attacked(config, wildcards.source)),
         runtime=lambda wildcards: jobs.attack_minutes(config, wildcards.source),
     params:
         network=lambda wildcards: jobs.network(config, plan.network_of(wildcards.source)),
+        others=lambda wildcards: [jobs.network(config, name) for name in plan.attacked(config, wildcards.source)[1:]],
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
         contents=lambda wildcards: jobs.attack_contents(config, wildcards.image_set, wildcards.source, wildcards.shard),
         settings=lambda wildcards: jobs.attack(config, wildcards.source),

@@ -70,6 +70,7 @@ rule score:
         image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
         worst=lambda wildcards: plan.worst(config, product(wildcards.product)),
         draws=lambda wildcards: plan.repeated(product(wildcards.product)),
+        ensembles=lambda wildcards: plan.ensembles(config, product(wildcards.product)),
         bootstrap=config["bootstrap"],
         seed=config["seed"],
         code=code("scripts/evaluate/score.py"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dag.attack.arithmetic import largest, perceptibility
 from dag.attack.engine import Attack, AttackError, Problem, dense_adversaries
+from dag.attack.ensemble import check_alike, ensemble_scores, together
 from dag.attack.methods import Method, method_of, project, start
 from dag.attack.own import own_attacks
 from dag.attack.rules import NO_TARGETS, Rules, rules_of
@@ -107,6 +108,7 @@ def attacks(
     batch: int = 1,
     device: str = "cpu",
     shares: Tensor | None = None,
+    others: Sequence[Network] = (),
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
 
@@ -115,6 +117,9 @@ def attacks(
     `stages` of the settings are pairs (multiple of eps, share of the iterations) that follow each other, each from
     where the one before arrived (Croce et al., ECCV 2024); `worst_of` are settings of several attacks, of which every
     image keeps the one that leaves the fewest targets correct, the first of equals.
+
+    With `others` the attack is one on the sum of the losses of all these networks, and the problems are those of
+    `dag.attack.ensemble.together`.
 
     With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
     counted again, and an image that has targets left gets the steps that are left to it.
@@ -128,7 +133,10 @@ def attacks(
                 yield problem, replace(worst, passes=_sum([attack.passes for attack in tried]))
         return
     detector = network.task == "detection"
-    method, scores = method_of(settings), proposal_scores(network) if detector else pixel_scores(network)
+    of = proposal_scores if detector else pixel_scores
+    method, scores = method_of(settings), of(network)
+    if others:
+        scores = ensemble_scores([of(one) for one in (network, *others)])
     if "function" in settings or "perturbation" in settings:
         yield from own_attacks(network, problems, scores, settings, method)
         return
@@ -194,6 +202,7 @@ def perturb(
     reader: Reader = VOC_LAYOUT,
     match: Match | None = None,
     device: str = "cpu",
+    others: Sequence[Network] = (),
     batch: int | None = None,
     pixels: Mapping[int, int] | None = None,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
@@ -222,6 +231,8 @@ def perturb(
         Of the image set.
     match : Match, optional
         Of the classes of the source and of the image set; by default both are the same.
+    others : sequence of Network
+        Attacked at the same time as the source, see `dag.attack.ensemble`.
     batch : int, optional
         Images that share a pass, at most; by default that of `BATCH`.
     pixels : mapping of int to int, optional
@@ -229,7 +240,8 @@ def perturb(
     progress : callable
         Wraps what it is given, attacks as they end and their number.
     """
-    network = network.to(device)
+    network, others = network.to(device), [one.to(device) for one in others]
+    check_alike([network, *others])
     batch = BATCH[torch.device(device).type] if batch is None else batch
     rules = rules_of(settings, network.task)
     method = method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
@@ -256,14 +268,18 @@ def perturb(
                     truth = predicted(clean_prediction(network, image, match))
                 if match is not None:
                     truth = for_network(truth, match)
-                rng = generator("adversarial labels", seed, name, image_id, *again)
+                if network.task == "segmentation":
+                    truth = torch.from_numpy(truth).long()
+
+                def problem_of(one: Network, image=image, truth=truth, image_id=image_id) -> tuple[Problem, Targets]:
+                    rng = generator("adversarial labels", seed, name, image_id, *again)
+                    if one.task == "detection":
+                        return detection_problem(one, image, truth, settings, rules, rng, image_id)
+                    return segmentation_problem(one, image, truth, rules, rng, image_id, method.targets == "all")
+
                 try:
-                    if network.task == "segmentation":
-                        truth = torch.from_numpy(truth).long()
-                        everything = method.targets == "all"
-                        problem, targets = segmentation_problem(network, image, truth, rules, rng, image_id, everything)
-                    else:
-                        problem, targets = detection_problem(network, image, truth, settings, rules, rng, image_id)
+                    parts = [problem_of(one) for one in (network, *others)]
+                    problem, targets = together(parts) if others else parts[0]
                 except ValueError as error:
                     raise ImageError(f"{path}: {name} cannot attack image {image_id}: {error}") from error
                 except torch.OutOfMemoryError as error:
@@ -281,7 +297,7 @@ def perturb(
 
         def attacked() -> Iterator[tuple[Problem, Attack]]:
             for _, group in groupby(sorted(todo, key=size), size):
-                yield from attacks(network, problems(group), settings, batch, torch.device(device).type, shares)
+                yield from attacks(network, problems(group), settings, batch, torch.device(device).type, shares, others)
 
         stored = None
         try:

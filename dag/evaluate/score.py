@@ -46,6 +46,7 @@ def score(
     missing: Iterable[str] = (),
     worst: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     draws: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ensembles: Mapping[str, Sequence[str]] | None = None,
     companion: str = METRICS["detection"][1],
     reader: Reader = VOC_LAYOUT,
     progress: Callable[[Iterable], Iterable] = iter,
@@ -71,6 +72,9 @@ def score(
     draws : mapping, optional
         {victim: {source: perturbations}}: the attack was repeated, and the cell of the source is the mean over these
         draws, whose spread is part of its errors, see `dag.evaluate.draws`.
+    ensembles : mapping, optional
+        {perturbation: networks} of those that were made from other networks than their names say: their cells say
+        `made_from`.
     companion : str
         Second metric of detectors, "area mAP" or "COCO AP".
     reader : Reader
@@ -128,6 +132,10 @@ def score(
                 for key in ("score", "companion", *ALSO[networks[victim]["task"]])
             }
             values[victim][name, pixels]["draws"] = len(names)
+    for of_victim in values.values():
+        for name, pixels in of_victim:
+            if name in (ensembles or {}):
+                of_victim[name, pixels]["made_from"] = list(ensembles[name])
     return [
         {
             "victim": victim,
@@ -310,7 +318,7 @@ def _cells(values: dict, classes: ClassList) -> list[dict]:
                 "passes": value["passes"],
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
-                **{key: value[key] for key in ("chosen", "draws") if key in value},
+                **{key: value[key] for key in ("chosen", "draws", "made_from") if key in value},
                 "per_class": {
                     name: _number(part) for name, part in zip(classes.names, value["per_class"], strict=True)
                 },

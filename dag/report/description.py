@@ -88,6 +88,7 @@ OBJECTIVES = {
 _CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
 _SETTINGS = {
+    "ensemble": "on the sum of the losses of these networks, too: {}",
     "targets": "targets: {}",
     "steps": "steps by {}",
     "iterations": "at most {} iterations",
@@ -171,6 +172,10 @@ def labels(config: dict, entry: dict) -> dict[str, str]:
 def notes(config: dict, entry: dict) -> dict[str, str]:
     """What a reader has to know of networks in a table or figure, by printed name: see `note`."""
     found = {plan.printed(config, name): note(config, name) for name in plan.mentioned(entry)}
+    for source, _ in plan.source_sets(entry):
+        if len(networks := plan.attacked(config, source)) > 1:
+            names = " and ".join(plan.printed(config, name) for name in networks)
+            found[source.partition("@")[2]] = f"made from {names} at once, on the sum of their losses."
     return {name: text for name, text in found.items() if text}
 
 

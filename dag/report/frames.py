@@ -379,7 +379,8 @@ def _record(victim: Mapping, cells: Mapping[str, Mapping], perturbation: str, la
         "victim": victim["victim"],
         "column_label": victim["label"],
         **_numbers(victim, cell, pixels),
-        "white_box": not recipe.control and victim["victim"] in {source.split("@")[0] for source in recipe.sources},
+        "white_box": not recipe.control
+        and victim["victim"] in {*(source.split("@")[0] for source in recipe.sources), *cell.get("made_from", [])},
     }
 
 

@@ -37,12 +37,11 @@ def memory_mb(config: dict, networks: list[str], small: int = 4000) -> int:
 
 
 def attack_seconds(config: dict, source: str, images: int) -> float:
-    """Estimated GPU seconds of an attack on so many images; 0 without `cost`."""
-    cost = config["networks"][plan.network_of(source)].get("cost")
-    if cost is None:
-        return 0.0
-    iterations = min(cost["iterations"], plan.attack(config, source)["iterations"])
-    return images * iterations * cost["iteration"] / rate(config, "attack")
+    """Estimated GPU seconds of an attack on so many images; networks without `cost` take none."""
+    costs = [config["networks"][name].get("cost") for name in plan.attacked(config, source)]
+    most = plan.attack(config, source)["iterations"]
+    gflop = sum(min(cost["iterations"], most) * cost["iteration"] for cost in costs if cost is not None)
+    return images * gflop / rate(config, "attack")
 
 
 def shape_seconds(config: dict, entry: dict) -> float:

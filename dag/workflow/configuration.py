@@ -124,7 +124,10 @@ def _check_attack(config: dict, source: str) -> None:
     """Refuse settings of an attack that contradict each other."""
     network, _, variant = source.partition("@")
     settings, task = plan.attack(config, source), config["networks"][network]["task"]
-    _check_source(config, network)
+    for name in plan.attacked(config, source):
+        _check_source(config, name)
+        if config["networks"][name]["task"] != task:
+            raise ValueError(f"attack {variant}: an ensemble has one task, {task}, and {name} another; leave it out")
     for one in settings.get("worst_of", [settings]):
         class_checks.check_labels(config, network, one, f"attack {variant or task}")
         if problem := contradiction(one, task):
@@ -158,6 +161,8 @@ def contradiction(settings: dict, task: str) -> str | None:
         return f"the perturbation is there already; leave {others[0]} out"
     if "function" in settings and moves:
         return f"the function does all by itself; leave {moves[0]} out"
+    if "ensemble" in settings and (others := {"perturbation", "function", "diversity"} & settings.keys()):
+        return f"an ensemble has no {min(others)}; leave one of them out"
     if "unclipped" in settings and "perturbation" not in settings:
         return "unclipped is about the files of a `perturbation`; leave it out"
     if "arguments" in settings and "function" not in settings:

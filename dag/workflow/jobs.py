@@ -119,12 +119,15 @@ def _shard_contents(
     config: dict, name: str, shard: str, *kinds: str, folder: str | None = None
 ) -> dict[str, str | None]:
     """Digests of files of the images of a shard, which are in the image set or in a folder of their own."""
-    size, images = config["shard_size"], image_set(config, name)
-    chosen, known = partial(data.shard_of, shard=shard, shard_size=size), f"{shard}-of-{size}"
+    size, known = config["shard_size"], f"{shard}-of-{config['shard_size']}"
+
+    def chosen(images: list) -> list:
+        found = data.shard_of(images, shard, size)
+        return found if folder is None else [(folder, image_id) for _, image_id in found]
+
     if folder is not None:
-        images["parts"] = [part | {"root": folder} for part in images["parts"]]
         known += f".{digests.text_digest(folder)}"
-    return contents.planned(images, chosen, *kinds, name=known, folder=_contents(config))
+    return contents.planned(image_set(config, name), chosen, *kinds, name=known, folder=_contents(config))
 
 
 def _contents(config: dict) -> Path:

@@ -361,6 +361,21 @@ def network_of(source: str) -> str:
     return re.split("[@.]", source)[0]
 
 
+def attacked(config: dict, source: str) -> list[str]:
+    """Networks that a source's attack uses: its own, and the others of an ensemble."""
+    return list(dict.fromkeys([network_of(source), *attack(config, source).get("ensemble", [])]))
+
+
+def ensembles(config: dict, entry: dict) -> dict[str, list[str]]:
+    """{perturbation: networks that it was made from} of what a table or figure shows and an ensemble takes part in."""
+    found = {}
+    for row in dict.fromkeys(row for row, _ in pairs(entry) if not parse(row).control):
+        sources = parse(row).sources
+        if any(len(attacked(config, source)) > 1 for source in sources):
+            found[row] = list(dict.fromkeys(name for source in sources for name in attacked(config, source)))
+    return found
+
+
 def attack(config: dict, source: str) -> dict:
     """Settings of a source's attack: those of its task, changed by its variant, and the number of a further draw.
 

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-from dag.data.readers import reader_of
 from dag.workflow.startup import start
 
 start(snakemake.log[0])
 
 from dag.attack.export import export
+from dag.data.readers import reader_of
 
-export(
-    [Path(shard) for shard in snakemake.input.shards],
-    reader_of(snakemake.params.image_set),
-    Path(snakemake.output[0]),
-)
+shards = [Path(shard) for shard in snakemake.input.shards]
+export(shards, reader_of(snakemake.params.image_set), Path(snakemake.output[0]))

@@ -20,6 +20,10 @@ built = build_told(network)
 reader = readers.reader_of(params.image_set)
 matched = match(built.classes, reader.classes)
 readers.check(reader, images, network["task"], built.labels, matched)  # before the first image is attacked
+others = [build_told(other) for other in params.others]
+if others:
+    known = [identity(other, params.image_set, snakemake.wildcards.shard, params.code)[1] for other in params.others]
+    header["ensemble"] = [{key: one[key] for key in ("network", "weights")} for one in known]
 for folder in plan.imported(settings):
     files = [(folder, image_id) for _, image_id in images]
     header["contents"] |= {folder: contents.digests(files, "perturbation")["perturbation"]}
@@ -38,6 +42,7 @@ perturb.perturb(
     name=network["name"],
     header=header | {"source": source, "settings": settings, "seed": params.seed},
     device=device(),
+    others=others,
     pixels=pixels,
     progress=lambda items, total: progress(items, source, total),
 )

@@ -32,6 +32,7 @@ for name, settings in params.image_sets.items():
             resamples=params.bootstrap,
             seed=params.seed,
             worst={victim: params.worst[victim] for victim in settings["victims"] if victim in params.worst},
+            ensembles=params.ensembles,
             draws={victim: params.draws[victim] for victim in settings["victims"] if victim in params.draws},
             companion=settings["companion"],
             reader=reader,

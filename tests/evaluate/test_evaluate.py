@@ -657,6 +657,13 @@ def test_several_draws_of_an_attack_are_one_cell(tmp_path, root):
     assert alone["score"] == 0 and alone["score_se"] == 0 and "draws" not in alone
 
 
+def test_cells_say_what_an_ensemble_was_made_from(tmp_path, root):
+    predictions = {(name, "float"): label_maps(CLEAN) for name in ("none", "net@both", "net@both.permuted-1")}
+    _, table = scored(tmp_path / "p", root, predictions, ensembles={"net@both": ["net", "other"]})
+    assert table["net@both", "float"]["made_from"] == ["net", "other"]
+    assert not any("made_from" in table[name, "float"] for name in ("none", "net@both.permuted"))
+
+
 def test_equal_draws_add_nothing(tmp_path, root):
     maps = {"a": CLEAN["a"], "b": NOTHING["b"], "c": CLEAN["c"]}
     predictions = {(name, "float"): label_maps(maps) for name in ("net", "net.drawn-2")}

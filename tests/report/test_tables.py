@@ -210,6 +210,12 @@ def test_white_box_table(scores):
         frames.white_box(scores[:1], ["vgg"], "float")
 
 
+def test_all_networks_of_an_ensemble_are_white_boxes(scores):
+    scores[0]["cells"].append(cell("alex@both", 33.0, p=0.005) | {"made_from": ["alex", "zf"]})
+    frame = frames.transfer(scores[:1], ["alex@both"], LABELS, SYMBOLS, "float")
+    assert scores[0]["victim"] == "zf" and frame.white_box.tolist() == [True]
+
+
 def test_the_caption_says_how_often_an_attack_was_drawn(scores):
     assert "draws of adversarial labels" not in printing.to_markdown(frames.white_box(scores[:1], ["zf"], "float"))
     (own,) = [one for one in scores[0]["cells"] if (one["perturbation"], one["pixels"]) == ("zf", "float")]

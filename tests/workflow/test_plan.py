@@ -178,6 +178,29 @@ def test_perturbations_of_others_are_a_folder(tmp_path):
     assert "unclipped is about the files of a `perturbation`; leave it out" in message(changed(other))
 
 
+def ensemble(*networks: str, **changes) -> dict:
+    variants = {"variants": {"both": {"ensemble": list(networks)} | changes}}
+    return merge(rows("mini-fcn-vgg@both", "mini-fcn-vgg@both+mini-dl-vgg", "mini-dl-vgg"), variants)
+
+
+def test_an_ensemble_is_made_from_several_networks():
+    config = changed(ensemble("mini-fcn-alex", "mini-fcn-vgg"))
+    configuration.check(config, SCHEMA)
+    assert plan.attacked(config, "mini-fcn-vgg@both") == ["mini-fcn-vgg", "mini-fcn-alex"]
+    assert plan.attacked(config, "mini-fcn-vgg") == ["mini-fcn-vgg"]
+    assert plan.ensembles(config, config["tables"]["mine"]) == {
+        "mini-fcn-vgg@both": ["mini-fcn-vgg", "mini-fcn-alex"],
+        "mini-fcn-vgg@both+mini-dl-vgg": ["mini-fcn-vgg", "mini-fcn-alex", "mini-dl-vgg"],
+    }
+    for changes, says in (
+        (ensemble("mini-fr-zf-07"), "attack both: an ensemble has one task, segmentation, and mini-fr-zf-07 another"),
+        (ensemble("mini-fcn"), "'mini-fcn' is not in networks"),
+        (ensemble("mini-fcn-alex", diversity=0.5), "attack both: an ensemble has no diversity; leave one of them out"),
+        (ensemble("mini-fcn-alex", function="a.py:f"), "attack both: an ensemble has no function"),
+    ):
+        assert says in message(changed(changes))
+
+
 def test_an_export_is_made_of_arrays():
     config = changed({"export": {"mini-test": ["mini-fcn-vgg@pgd-8", "mini-fcn-vgg+mini-fcn-alex.p-4.signs-2"]}})
     configuration.check(config, SCHEMA)
