@@ -84,3 +84,14 @@ def test_what_is_wrong_is_named():
     assert frame.value[KEPT] == "Net (pgd-8): 9 of 8"
     assert frame.value[LARGER] == "Net, pgd: 1.0 at ε = 2, 30.0 at ε = 4"
     assert frame.value[TO_ZERO] == "Net, pgd: mAP 30.0 ± 1.0 of 80.0 at ε = 4"
+
+
+def test_the_attacks_with_the_least_difference_are_named():
+    sources = [source(active=(30, last)) | {"label": f"Net ({last})"} for last in (5, 20, 10, 1)]
+    value = self_tests(pd.DataFrame(), pd.DataFrame(), sources).value[BETTER]
+    assert value.startswith("4 attacks") and [f"Net ({n})" in value for n in (5, 20, 10, 1)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
