@@ -184,3 +184,23 @@ def check_images(manifest: Path, contents: Mapping[str, str]) -> None:
 def detections_of(rows: NDArray) -> dict[str, NDArray]:
     """Boxes (D, 4), labels (D,) and scores (D,) of stored rows (D, 6), see `dag.evaluate.predict.predict`."""
     return {"boxes": rows[:, :4], "labels": rows[:, 4].astype(np.int64), "scores": rows[:, 5]}
+
+
+def predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
+    """Stored arrays and attributes of one cell, from all its shards, in the order of the image set.
+
+    Raises
+    ------
+    ValueError
+        If an image is in none of the shards.
+    """
+    found = {}
+    for shard in shards:
+        with store.reading(shard, "predictions") as file:
+            for image_id in file:
+                found[image_id] = store.get(file, image_id)
+    missing = [image_id for _, image_id in images if image_id not in found]
+    if missing:
+        raise ValueError(f"{shards[0].parent}: no predictions for {len(missing)} images, the first is {missing[0]}")
+    pairs = [found[image_id] for _, image_id in images]
+    return [array for array, _ in pairs], [attributes for _, attributes in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,22 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from dag.data.classes import VOC, ClassList, match
+from dag.data.classes import ClassList
 from dag.data.readers import VOC_LAYOUT, Reader
-from dag.data.truths import CONFIDENT, Objects, predicted, without
-from dag.evaluate.cells import detections_of, read_manifest
+from dag.evaluate.cells import detections_of, predictions, read_manifest
 from dag.evaluate.coco import coco_scores, match_coco
 from dag.evaluate.draws import pooled
 from dag.evaluate.metrics import (
-    Matches,
     bootstrap_weights,
     confusion_matrix,
     detection_scores,
-    match_detections,
     segmentation_scores,
 )
+from dag.evaluate.truth import Truth, truths_of
 from dag.evaluate.worst import worst_confusions, worst_detections
-from dag.workflow import store
 from dag.workflow.names import CONTROLS, parse
 from dag.workflow.seeds import generator
 
@@ -97,7 +93,7 @@ def score(
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = _weights(len(images), resamples, seed)
-    truths = _truths(reader, images, networks, shards)
+    truths = truths_of(reader, images, networks, shards)
     values: dict[str, dict] = {victim: {} for victim in networks}
     compared: dict[tuple[str, str, str], tuple[NDArray | list, dict]] = {}
     members = {
@@ -178,7 +174,7 @@ def resampled_scores(
     """
     shards = [read_manifest(manifest) for manifest in manifests]
     weights = _weights(len(images), resamples, seed)
-    truths = _truths(reader, images, networks, shards)
+    truths = truths_of(reader, images, networks, shards)
     found = {}
     for cell in progress(list(shards[0])):
         task, truth = networks[cell[0]]["task"], truths[cell[0]]
@@ -211,7 +207,7 @@ def clean_scores(
         detections; NaN where an image has nothing to find.
     """
     shards = [read_manifest(manifest) for manifest in manifests]
-    alone, truths = np.ones((1, 1), np.int64), _truths(reader, images, networks, shards)
+    alone, truths = np.ones((1, 1), np.int64), truths_of(reader, images, networks, shards)
     found = []
     for victim, entry in networks.items():
         outputs, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
@@ -224,64 +220,13 @@ def clean_scores(
     return np.array(found, np.float64)
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """What the predictions of one victim are compared with: one truth per image, in ids of the image set's classes.
-
-    `other`: whether the victim predicts classes that the image set does not have.  `ignored`: see `score`.
-    """
-
-    images: Sequence[NDArray] | Sequence[Objects]
-    classes: ClassList
-    other: bool
-    ignored: dict[str, int]
-
-    def only(self, image: int) -> _Truth:
-        """That of one image."""
-        return replace(self, images=[self.images[image]])
-
-    def matches(self, detections: Sequence) -> Matches:
-        return match_detections(self.images, detections, classes=self.classes)
-
-
-def _truths(
-    reader: Reader, images: list[tuple[Path, str]], networks: Mapping[str, Mapping], shards: list
-) -> dict[str, _Truth]:
-    """For every victim the annotated truth without what it does not know, or what it says of the clean images."""
-    classes, found, annotated = reader.classes, {}, {}
-    for victim, entry in networks.items():
-        matched, task, ignored = match(_classes(entry), classes), entry["task"], {}
-        if not reader.annotated:
-            clean, _ = predictions([shard[victim, "none", "float"] for shard in shards], images)
-            truths = [predicted(array) for array in clean]
-            if task == "detection" and not any(len(truth.labels) for truth in truths):
-                raise ValueError(
-                    f"image set {reader.name} has no truth, and {victim} finds nothing in clean images with a score "
-                    f"of at least {CONFIDENT}: there is nothing to lose; take the network out, or annotate the images"
-                )
-        else:
-            if task not in annotated:
-                annotated[task] = [reader.truth(task, image) for image in images]
-            truths = annotated[task]
-            for label in matched.unknown:
-                pairs = [without(truth, [label]) for truth in truths]
-                truths, count = [truth for truth, _ in pairs], sum(count for _, count in pairs)
-                ignored |= {classes.names[label]: count} if count else {}
-        found[victim] = _Truth(truths, classes, matched.ground is None and None in matched.seen, ignored)
-    return found
-
-
-def _classes(entry: Mapping) -> ClassList:
-    return ClassList.of(entry["classes"]) if "classes" in entry else VOC
-
-
 def _companion(task: str, companion: str, classes: ClassList) -> str:
     if task == "detection":
         return companion
     return "image mIoU" if classes.ground is None else METRICS[task][1]
 
 
-def _f1(truth: _Truth, rows: NDArray) -> float:
+def _f1(truth: Truth, rows: NDArray) -> float:
     """F1 of stored detections of one image in percent; NaN without objects that count."""
     matches = truth.matches([SimpleNamespace(**detections_of(rows))])
     objects = matches.counts.sum()
@@ -331,21 +276,7 @@ def _weights(images: int, resamples: int, seed: int) -> NDArray:
     return bootstrap_weights(images, resamples, int(generator("bootstrap", seed).integers(2**31)))
 
 
-def predictions(shards: list[Path], images: list[tuple[Path, str]]) -> tuple[list[NDArray], list[dict]]:
-    """Stored arrays and attributes in the order of the image set."""
-    found = {}
-    for shard in shards:
-        with store.reading(shard, "predictions") as file:
-            for image_id in file:
-                found[image_id] = store.get(file, image_id)
-    missing = [image_id for _, image_id in images if image_id not in found]
-    if missing:
-        raise ValueError(f"{shards[0].parent}: no predictions for {len(missing)} images, the first is {missing[0]}")
-    pairs = [found[image_id] for _, image_id in images]
-    return [array for array, _ in pairs], [attributes for _, attributes in pairs]
-
-
-def _compared(task: str, truth: _Truth, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
+def _compared(task: str, truth: Truth, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
     """What each image contributes to the scores: a confusion matrix, or its detections."""
     if task == "segmentation":
         count, pairs = len(truth.classes.names), zip(truth.images, predictions, strict=True)
@@ -354,7 +285,7 @@ def _compared(task: str, truth: _Truth, predictions: list[NDArray]) -> NDArray |
 
 
 def _values(
-    task: str, truth: _Truth, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
+    task: str, truth: Truth, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
 ) -> dict:
     """All metrics, the plain value first and then one per resample, and per-class values."""
     weights = np.concatenate([np.ones_like(weights[:1]), weights])
@@ -367,7 +298,7 @@ def _values(
     return values | {"per_class": values["per_class"][0]}
 
 
-def _worst(task: str, truth: _Truth, compared: Sequence, rng: np.random.Generator) -> NDArray:
+def _worst(task: str, truth: Truth, compared: Sequence, rng: np.random.Generator) -> NDArray:
     """The attack (of those compared) that is taken for every image."""
     if task == "segmentation":
         return worst_confusions(np.stack(compared), rng)

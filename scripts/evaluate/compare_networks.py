@@ -10,8 +10,8 @@ from dag.workflow.startup import progress, start
 start(snakemake.log[0])
 
 from dag.evaluate import lineage
-from dag.evaluate.cells import check_images, read_manifest, recomputed
-from dag.evaluate.score import predictions, resampled_scores
+from dag.evaluate.cells import check_images, predictions, read_manifest, recomputed
+from dag.evaluate.score import resampled_scores
 from dag.networks.building import build_told
 from dag.networks.likeness import likeness
 from dag.workflow import contents
