@@ -196,3 +196,16 @@ def test_every_objective_has_its_words():
     from dag.attack.objectives import LOSSES
 
     assert set(description.OBJECTIVES) == set(LOSSES)
+
+
+def test_kin_are_the_networks_of_a_figure_with_lineage_and_parent():
+    config = changed(read("zoo.yaml"))
+    panels = [{"perturbation": "esp-05-384@cospgd-8", "victims": ["esp-05-256", "dl-mnv2"]}]
+    found = description.kin(config, {"panels": panels, "image_set": "zoo-segmentation"})
+    assert {name: (entry["family"], entry["lineage"], entry["parent"]) for name, entry in found.items()} == {
+        "esp-05-256": ("espnetv2", "espnetv2-0.5", None),
+        "esp-05-384": ("espnetv2", "espnetv2-0.5", "esp-05-256"),
+        # a network without relatives is its own lineage
+        "dl-mnv2": (config["networks"]["dl-mnv2"].get("family", "dl-mnv2"), "dl-mnv2", None),
+    }
+    assert found["esp-05-384"]["arguments"] == {"width": 0.5, "size": 384}
