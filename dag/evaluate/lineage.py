@@ -17,12 +17,14 @@ from dag.networks.likeness import Likeness
 from dag.workflow.names import parse
 from dag.workflow.seeds import generator
 
-# What two networks, source and victim, may be to each other; "lineage" gathers those of one lineage.
+# What two networks, source and victim, may be to each other; "lineage" gathers those of one lineage.  Matched are pairs
+# that differ in what parents and their children differ in (the resolution, say), which may matter by itself.
 OWN, TO_CHILD, TO_PARENT, LINEAGE = "white box", "parent to child", "child to parent", "same lineage"
 ARCHITECTURE, OTHER = "same architecture, other lineage", "other architecture"
-RELATIONS = (OWN, TO_CHILD, TO_PARENT, LINEAGE, ARCHITECTURE, OTHER)
+MATCHED = "same architecture, matched"
+RELATIONS = (OWN, TO_CHILD, TO_PARENT, LINEAGE, MATCHED, ARCHITECTURE, OTHER)
 # Means that are compared: what the first carries beyond the second.
-DIFFERENCES = ((LINEAGE, ARCHITECTURE), (ARCHITECTURE, OTHER), (TO_CHILD, TO_PARENT))
+DIFFERENCES = ((LINEAGE, MATCHED), (LINEAGE, ARCHITECTURE), (ARCHITECTURE, OTHER), (TO_CHILD, TO_PARENT))
 # What else is known of a pair: correlation of weights, agreement of clean label maps in percent, perceptibility.
 LIKENESS = ("correlation", "pixels_agree", "objects_agree", "perceptibility")
 
@@ -35,14 +37,25 @@ def relations(source: str, victim: str, kin: Mapping[str, Mapping]) -> set[str]:
     source, victim : str
         Networks.
     kin : mapping
-        family, lineage and parent (a network or None) of every network.
+        family, lineage, parent (a network or None) and arguments of every network.
     """
     if source == victim:
         return {OWN}
     if kin[source]["lineage"] == kin[victim]["lineage"]:
         child = {TO_CHILD} if kin[victim]["parent"] == source else set()
         return {LINEAGE} | child | ({TO_PARENT} if kin[source]["parent"] == victim else set())
-    return {ARCHITECTURE} if kin[source]["family"] == kin[victim]["family"] else {OTHER}
+    if kin[source]["family"] != kin[victim]["family"]:
+        return {OTHER}
+    changed, shared = _changed(kin), in_common(kin[source], kin[victim])
+    return {ARCHITECTURE} | ({MATCHED} if changed and not changed & set(shared) else set())
+
+
+def _changed(kin: Mapping[str, Mapping]) -> set[str]:
+    """Arguments of the architecture in which a network of `kin` differs from its parent."""
+    pairs = [
+        (entry["arguments"], kin[entry["parent"]]["arguments"]) for entry in kin.values() if entry["parent"] in kin
+    ]
+    return {key for child, parent in pairs for key in child if child[key] != parent.get(key)}
 
 
 def in_common(first: Mapping, second: Mapping) -> list[str]:

@@ -29,7 +29,9 @@ KIN = {
         ("a", "a2", {"same lineage", "parent to child"}),
         ("a2", "a", {"same lineage", "child to parent"}),
         ("a2", "a3", {"same lineage"}),
-        ("b", "a2", {"same architecture, other lineage"}),
+        # of another size, as children are; of the same size
+        ("b", "a2", {"same architecture, other lineage", "same architecture, matched"}),
+        ("b", "a", {"same architecture, other lineage"}),
         ("c", "a", {"other architecture"}),
     ],
 )
@@ -119,8 +121,10 @@ def test_means_and_differences_by_fractions():
         "parent to child": 30,
         "child to parent": 10,
         "same lineage": 20,
+        "same architecture, matched": 1,
         "same architecture, other lineage": 2.5,
         "other architecture": 0.5,
+        "same lineage - same architecture, matched": 19,
         "same lineage - same architecture, other lineage": 17.5,
         "same architecture, other lineage - other architecture": 2,
         "parent to child - child to parent": 20,
