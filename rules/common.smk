@@ -20,7 +20,7 @@ from snakemake.logging import logger
 
 from dag.data.voc import FILES
 from dag.report import description
-from dag.workflow import budget, configuration, digests, jobs, layers, paths, plan
+from dag.workflow import budget, comparisons, configuration, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
 from dag.workflow.names import CONTROLS, DRAWN_PATTERN, REPEATED_PATTERN, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 from dag.workflow.plan import one_of

@@ -68,7 +68,7 @@ rule score:
     params:
         networks=lambda wildcards: jobs.victims(config, wildcards.product),
         image_sets=lambda wildcards: jobs.image_sets(config, wildcards.product),
-        worst=lambda wildcards: plan.worst(config, product(wildcards.product)),
+        worst=lambda wildcards: comparisons.worst(config, product(wildcards.product)),
         draws=lambda wildcards: plan.repeated(product(wildcards.product)),
         ensembles=lambda wildcards: plan.ensembles(config, product(wildcards.product)),
         bootstrap=config["bootstrap"],

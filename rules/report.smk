@@ -37,7 +37,7 @@ rule tabulate:
         notes=lambda wildcards: description.notes(config, product(wildcards.product)),
         symbols=config["symbols"],
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
-        series=lambda wildcards: plan.series(config, product(wildcards.product)),
+        series=lambda wildcards: comparisons.series(config, product(wildcards.product)),
         code=code("scripts/report/tabulate.py"),
     script:
         "../scripts/report/tabulate.py"
@@ -199,7 +199,7 @@ rule plot_transfer:
         entry=lambda wildcards: product(wildcards.product),
         pairs=lambda wildcards: plan.shown_pairs(product(wildcards.product)),
         bases=lambda wildcards: plan.bases(product(wildcards.product)),
-        series=lambda wildcards: plan.series(config, product(wildcards.product)),
+        series=lambda wildcards: comparisons.series(config, product(wildcards.product)),
         pixels=lambda wildcards: plan.pixels(config, product(wildcards.product)),
         networks=plan.printed_networks(config),
         families=plan.families(config),

@@ -248,9 +248,9 @@ def robustness(scores: Sequence[Mapping], series: Sequence[Mapping], along: str,
     ----------
     scores : sequence of dict
         One per network; with cells "worst of all@8" where there are several attacks at 8, see
-        `dag.workflow.plan.worst`.
+        `dag.workflow.comparisons.worst`.
     series : sequence of dict
-        The attacks, see `dag.workflow.plan.series`.
+        The attacks, see `dag.workflow.comparisons.series`.
     along : str
         "eps" or "iterations".
     pixels : str

@@ -16,7 +16,7 @@ import yaml
 from dag.data import image_sets
 from dag.data.classes import ClassList
 from dag.data.readers import reader_of
-from dag.workflow import class_checks, paths, plan
+from dag.workflow import class_checks, comparisons, paths, plan
 from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
@@ -326,7 +326,7 @@ def _check_product(config: dict, entry: dict) -> None:
     if entry.get("kind") == "shapes":
         class_checks.check_shapes(config, entry)
         _check_source(config, entry["network"])
-    plan.series(config, entry)
+    comparisons.series(config, entry)
     for row in plan.named(entry):
         try:
             _check_row(config, entry.get("kind", entry.get("layout")), row)

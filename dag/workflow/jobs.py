@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dag.data import image_sets as data
-from dag.workflow import budget, contents, digests, paths, plan
+from dag.workflow import budget, comparisons, contents, digests, paths, plan
 from dag.workflow.contents import Contents
 
 ROOT = Path(__file__).parents[2]
@@ -269,7 +269,9 @@ def tables(config: dict, *layouts: str) -> dict[str, dict]:
 def compared(config: dict) -> dict[str, dict]:
     """Attacks of the tables and figures of `all` that compare some along a setting, and along which."""
     entries = {name: entry for name, entry in plan.products(config).items() if "along" in entry}
-    return {name: {"along": entry["along"], "series": plan.series(config, entry)} for name, entry in entries.items()}
+    return {
+        name: {"along": entry["along"], "series": comparisons.series(config, entry)} for name, entry in entries.items()
+    }
 
 
 def seen_in(config: dict) -> str:

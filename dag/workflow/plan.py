@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 
 from dag.workflow.names import DRAWN, parse
@@ -282,63 +281,6 @@ def defence(entry: dict) -> str:
 def mentioned(entry: dict) -> list[str]:
     """Networks that a table or figure mentions, in order of their names."""
     return sorted({*victims(entry), *(network_of(source) for source, _ in source_sets(entry))})
-
-
-def series(config: dict, entry: dict) -> list[dict]:
-    """The attacks of a table or figure with `networks` and `variants`, gathered along one setting; of others none.
-
-    Variants that agree in everything but `along` (eps or iterations) are one attack, and so are those whose step
-    follows eps.  Nothing is taken from their names but what it is called.
-
-    Returns
-    -------
-    list of dict
-        network, attack (what the names of its variants have in common), sources {value of `along`: source}; network by
-        network, in the order of the variants.
-
-    Raises
-    ------
-    ValueError
-        If a variant has no value of `along`, or two cannot be told apart by it.
-    """
-    if "along" not in entry:
-        return []
-    along = entry["along"]
-    free = {"eps", "step"} if along == "eps" else {along}
-    found: dict[tuple[str, str], dict] = {}
-    for source in named(entry):
-        network, _, variant = source.partition("@")
-        members = (settings := attack(config, source)).get("worst_of", [settings])
-        values = {one.get(along) for one in members}
-        if len(values) > 1 or None in values:
-            raise ValueError(f"variant {variant!r} has no {along} of its own; every variant here needs one")
-        fixed = [{key: value for key, value in one.items() if key not in free} for one in members]
-        same = found.setdefault((network, json.dumps(fixed, sort_keys=True)), {})
-        if (value := values.pop()) in same:
-            other = same[value].partition("@")[2]
-            raise ValueError(f"variants {other!r} and {variant!r} are the same attack at {along} {value}; name one")
-        same[value] = source
-    return [
-        {"network": network, "attack": _common([one.partition("@")[2] for one in sources.values()]), "sources": sources}
-        for (network, _), sources in found.items()
-    ]
-
-
-def _common(names: list[str]) -> str:
-    """What names have in common, part by part: "pgd" of "pgd-2" and "pgd-4"."""
-    parts = zip(*(name.split("-") for name in names), strict=False)
-    return "-".join(same[0] for same in takewhile(lambda part: len(set(part)) == 1, parts)) or names[0]
-
-
-def worst(config: dict, entry: dict) -> dict[str, dict[str, list[str]]]:
-    """What the worst of all attacks is taken of: {victim: {"worst of all@8": sources}} of a table of robustness."""
-    if entry.get("layout") != "robustness":
-        return {}
-    found: dict[str, dict[str, list[str]]] = {}
-    for one in series(config, entry):
-        for value, source in one["sources"].items():
-            found.setdefault(one["network"], {}).setdefault(f"worst of all@{value:g}", []).append(source)
-    return {network: {name: names for name, names in of.items() if len(names) > 1} for network, of in found.items()}
 
 
 def counts_pixels(settings: dict) -> bool:

@@ -9,7 +9,7 @@ import yaml
 from overlays import merge
 
 from dag.data import image_sets
-from dag.workflow import configuration, digests, jobs, layers, paths, plan
+from dag.workflow import comparisons, configuration, digests, jobs, layers, paths, plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "config" / "schemas" / "config.schema.yaml"
@@ -1161,22 +1161,22 @@ def along(setting: str, *variants: str, **more) -> dict:
 
 
 def test_variants_that_differ_in_one_setting_are_one_attack():
-    found = plan.series(BASE, along("eps", "pgd-8", "cospgd-2", "pgd-2", "sea-4", "sea-2"))
+    found = comparisons.series(BASE, along("eps", "pgd-8", "cospgd-2", "pgd-2", "sea-4", "sea-2"))
     assert found == [
         {"network": "mini-fcn-vgg", "attack": "pgd", "sources": {8: "mini-fcn-vgg@pgd-8", 2: "mini-fcn-vgg@pgd-2"}},
         {"network": "mini-fcn-vgg", "attack": "cospgd-2", "sources": {2: "mini-fcn-vgg@cospgd-2"}},
         {"network": "mini-fcn-vgg", "attack": "sea", "sources": {4: "mini-fcn-vgg@sea-4", 2: "mini-fcn-vgg@sea-2"}},
     ]
-    (found,) = plan.series(BASE, along("iterations", "pgd-8-t3", "pgd-8", "pgd-8-t40"))
+    (found,) = comparisons.series(BASE, along("iterations", "pgd-8-t3", "pgd-8", "pgd-8-t40"))
     assert found["attack"] == "pgd-8" and list(found["sources"]) == [3, 20, 40]
 
 
 def test_the_worst_is_of_the_attacks_at_one_budget():
     entry = along("eps", "pgd-8", "pgd-2", "cospgd-8", networks=["mini-fcn-vgg", "mini-fr-zf-07"])
-    assert plan.worst(BASE, entry) == {
+    assert comparisons.worst(BASE, entry) == {
         name: {"worst of all@8": [f"{name}@pgd-8", f"{name}@cospgd-8"]} for name in ("mini-fcn-vgg", "mini-fr-zf-07")
     }
-    assert plan.worst(BASE, WHITE_BOX) == {}
+    assert comparisons.worst(BASE, WHITE_BOX) == {}
     assert plan.rows(entry)[:2] == ["none", "mini-fcn-vgg@pgd-8"] and plan.victims(entry) == entry["networks"]
     # every network sees its own perturbations alone
     assert {source.partition("@")[0] == victim for source, victim in plan.pairs(entry) if source != "none"} == {True}
