@@ -116,7 +116,8 @@ def _blocks(frame: pd.DataFrame, companion: str) -> tuple[list[Block], str]:
     if companion == "block":
         cells = [_number(row.companion, row.companion_se) for row in frame.itertuples()]
         blocks.append((_metrics(frame, "companion_metric"), *lines(frame, cells, "companion_metric")))
-        for metric in [name for names in ALSO.values() for name in names if name in frame]:
+        told = set(frame.companion_metric)
+        for metric in [name for names in ALSO.values() for name in names if name in frame and told != {name}]:
             known = frame[frame[metric].notna()]
             cells = [_number(*pair) for pair in zip(known[metric], known[f"{metric}_se"], strict=True)]
             blocks.append((f"{metric}, %", *lines(known, cells, "metric")))

@@ -88,6 +88,13 @@ def test_robustness_in_print(attacked):
     printing.to_latex(frames.robustness(attacked, SERIES, "eps", "float"))
 
 
+def test_a_metric_that_is_the_companion_has_one_block(attacked):
+    """Without background the companion of mIoU is a metric that every segmentation network has."""
+    alone = [attacked[0] | {"companion_metric": "pixel accuracy"}]
+    text = printing.to_markdown(frames.robustness(alone, SERIES[:2], "eps", "float"))
+    assert text.count("pixel accuracy, %:") == 1
+
+
 def victim(name, task, cells, images=60, image_set="test"):
     metrics = {"detection": ("mAP", "area mAP"), "segmentation": ("mIoU", "foreground mIoU")}[task]
     return {
