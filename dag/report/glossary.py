@@ -64,6 +64,12 @@ _TERMS = [
         r"\bpasses\b",
         "Forward passes of the network that an attack makes for one image; all but the last go back.",
     ),
+    ("lineage", r"\blineages?\b", "Networks that were trained on from one another, parents and children."),
+    (
+        "matched",
+        r"\bmatched are\b",
+        "Pairs of two lineages that differ in what a parent and its child differ in, such as the resolution.",
+    ),
     ("image mIoU", r"\bimage mIoU\b", "Mean over the images of the mIoU of each image alone."),
     ("pixel accuracy", r"\bpixel accuracy\b", "Share of the pixels of all images that have their true class."),
     ("algorithm-1", r"\balgorithm-1\b", "Attack by Algorithm 1 as it is printed in the paper."),
