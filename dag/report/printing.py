@@ -184,6 +184,7 @@ _PLAIN = {
     "iterations_max": ("(max)", "{:.0f}".format),
     "targets_mean": ("targets", "{:.0f}".format),
     "perceptibility_mean": ("p / 10⁻³", lambda p: _perceptibility(p)),
+    "perceptibility_se": ("±", lambda p: "–" if pd.isna(p) else f"{1000 * p:.2f}"),
     "linf_max": ("L∞ of r", "{:.1f}".format),
 }
 
