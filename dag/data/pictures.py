@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,13 @@ def perturbation_file(folder: str | Path, image_id: str) -> Path:
     """File of a perturbation of an image: ID.npy, or ID.png, the perturbed image, if there is no other."""
     array = Path(folder, f"{image_id}.npy")
     return array if array.is_file() else Path(folder, f"{image_id}.png")
+
+
+def check_perturbations(folder: str | Path, ids: Iterable[str]) -> None:
+    """Refuse a folder that lacks the perturbation of an image; raises `ImageError` with the first of them."""
+    for image_id in ids:
+        if not perturbation_file(folder, image_id).is_file():
+            raise ImageError(f"{folder}: there is neither {image_id}.npy nor {image_id}.png")
 
 
 def read_perturbation(folder: str | Path, image_id: str, image: NDArray, unclipped: bool = False) -> NDArray:
@@ -44,9 +52,8 @@ def read_perturbation(folder: str | Path, image_id: str, image: NDArray, unclipp
         If there is no such file, it cannot be read, has another shape or values that are not finite, or leads
         out of 0..255.
     """
+    check_perturbations(folder, [image_id])
     path = perturbation_file(folder, image_id)
-    if not path.is_file():
-        raise ImageError(f"{folder}: there is neither {image_id}.npy nor {image_id}.png")
     try:
         found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _pixels(path)
     except (OSError, ValueError, EOFError, SyntaxError) as error:

@@ -7,7 +7,7 @@ from dag.workflow.startup import device, identity, progress, start
 start(snakemake.log[0], snakemake.threads)
 
 from dag.attack import perturb
-from dag.data import readers
+from dag.data import pictures, readers
 from dag.data.classes import match
 from dag.networks.building import build_told
 from dag.workflow import contents, plan
@@ -25,6 +25,7 @@ if others:
     known = [identity(other, params.image_set, snakemake.wildcards.shard, params.code)[1] for other in params.others]
     header["ensemble"] = [{key: one[key] for key in ("network", "weights")} for one in known]
 for folder in plan.imported(settings):
+    pictures.check_perturbations(folder, [image_id for _, image_id in images])
     files = [(folder, image_id) for _, image_id in images]
     header["contents"] |= {folder: contents.digests(files, "perturbation")["perturbation"]}
 pixels = None
