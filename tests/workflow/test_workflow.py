@@ -131,10 +131,23 @@ def test_table2_alone_plans_what_table_2_needs(workflow, tmp_path):
 OVERLAYS = sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if "\nexperiment: " in path.read_text())
 
 
+# What an overlay is laid upon, and images and lists that the user brings.
+BELOW = {"robustness": ("pocket", "zoo")}
+BROUGHT = {"camvid": "CamVid/test"}
+LISTS = {"robustness": {"few-masks": 11, "few-boxes": 13}}
+
+
 @pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "config"])
 def test_every_experiment_can_be_planned(workflow, tmp_path, name):
-    overlay = str(workflow / "config" / f"{name}.yaml")
-    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", overlay=overlay)
+    overlays = [str(workflow / "config" / f"{each}.yaml") for each in (*BELOW.get(name, ()), name)]
+    for file, size in LISTS.get(name, {}).items():
+        path = tmp_path / f"resources/image_sets/{file}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"2007_{number:06d}\n" for number in range(size)))
+    code, text = snakemake(workflow, tmp_path, "--dry-run", "all", "--configfile", *overlays)
+    if name in BROUGHT:
+        assert code == 1 and f"there is no {BROUGHT[name]} in {tmp_path}; put it there" in text
+        return
     assert code == 0, text
     # a number that one Snakemake bears
     assert jobs(text)["all"] == 1 and sum(jobs(text).values()) < 5000
