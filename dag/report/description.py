@@ -315,7 +315,7 @@ def _has_checksum(downloads: Mapping, file: str) -> bool:
 
 
 def _attacks(config: dict) -> list[dict]:
-    """The attack of every task that has sources, then the variants of it that are used."""
+    """The attack of every task that has sources, then the variants that are used, once where tasks say the same."""
     found: dict[tuple[str, str], dict] = {}
     for source, _ in plan.all_source_sets(config):
         network, _, variant = source.partition("@")
@@ -334,14 +334,21 @@ def _attacks(config: dict) -> list[dict]:
             text = f"Of {', '.join(members)}, on every image the attack that leaves the fewest targets correct."
         elif "perturbation" in settings:
             text = f"Perturbations of others, read from {settings['perturbation']}."
+        said = {
+            "text": text,
+            "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
+            "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
+        }
+        same = next((one for one in attacks if one["variant"] == variant != "" and one.items() >= said.items()), None)
+        if same:
+            same["task"] += f" and {task}"
+            continue
         attacks.append(
-            {
+            said
+            | {
                 "task": task,
                 "variant": variant,
                 "rules": RULES_NAMES[settings["rules"]] if _is_dag(settings) else variant,
-                "text": text,
-                "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
-                "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
             }
         )
     return attacks

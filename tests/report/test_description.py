@@ -81,7 +81,7 @@ def test_the_attack_of_every_task_and_the_variants_in_use():
     assert named[:2] == [("segmentation", ""), ("detection", "")]
     changes = {("detection", name) for name in ("algorithm-1", "nms-50", "nms-70", "nms-80")}
     family = {f"{name}-{eps}" for name in ("dag", "pgd", "cospgd") for eps in (2, 4, 8)}
-    budgets = {(task, name) for task in ("segmentation", "detection") for name in family}
+    budgets = {("segmentation and detection", name) for name in family}
     iterations = {("segmentation", f"{name}-8-{t}") for name in ("pgd", "cospgd") for t in ("t3", "t10")}
     assert set(named[2:]) == changes | budgets | iterations
     assert attacks[0]["text"] == description.RULES["algorithm-1", "segmentation"]
