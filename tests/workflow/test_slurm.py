@@ -150,8 +150,8 @@ def test_every_job_of_a_run_is_submitted_and_the_tables_are_made(toy, finished):
     jobs = submitted(toy, finished)
     rules = sorted(job["Comment"].removeprefix("rule_").partition("_wildcards")[0] for job in jobs)
     assert rules == sorted(
-        ["make_mini_train", "make_mini_test", "make_mini_objects", *["pretrain", "train", "perturb"] * 2,
-         "combine", "predict", "score", "tabulate"]
+        ["make_mini_train", "make_mini_test", "make_mini_objects", *["check_images"] * 3,
+         *["pretrain", "train", "perturb"] * 2, "combine", "predict", "score", "tabulate"]
     )  # fmt: skip
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     # nobody asked for a GPU, so Slurm gives none
