@@ -319,7 +319,7 @@ def test_a_module_computes_what_the_workflow_does(workflow, finished, tmp_path):
         assert scores(folder / "adversarial", table) == scores(finished, table)
     assert (folder / "mine.csv").read_bytes() == (finished / "results/tiny/tables/small.csv").read_bytes()
     page = (folder / "adversarial/results/tiny/index.html").read_text()
-    assert 'href="tables/small.csv"' in page and "adversarial" not in page
+    assert 'href="tables/small.csv"' in page and "adversarial/" not in page
     code, text = imported(workflow, folder, "--dry-run", "mine", "dag_all")
     assert code == 0 and "Nothing to be done" in text, text
 
