@@ -445,7 +445,7 @@ def with_sizes(config: dict) -> dict:
 
 
 def check_lists(config: dict) -> None:
-    """Refuse lists of images that no job can read, and folders of the user's own that are not there.
+    """Refuse lists of images that no job can read.
 
     Lists below resources/ may still be made, or made again, by a rule, so their number of images is left to the jobs.
 
@@ -456,13 +456,6 @@ def check_lists(config: dict) -> None:
     """
     for name in sorted(plan.used_image_sets(config)):
         entry, parts = config["image_sets"][name], paths.parts(config, name)
-        own = [path for part in config["image_sets"][name]["parts"] for path in part.values()]
-        own = [Path(path) for path in own if not path.startswith(("{voc}", "resources/"))]
-        if missing := [path for path in own if not path.expanduser().exists()]:
-            where = "" if missing[0].is_absolute() else f" in {Path.cwd()}"
-            raise ValueError(
-                f"configuration, image_sets.{name}: there is no {missing[0]}{where}; put it there, or name another"
-            )
         if not all(Path(part["list"]).exists() for part in parts):
             continue
         if any(part["list"].startswith("resources/") for part in parts):

@@ -145,8 +145,8 @@ def test_every_experiment_can_be_planned(workflow, tmp_path, name):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"2007_{number:06d}\n" for number in range(size)))
     code, text = snakemake(workflow, tmp_path, "--dry-run", "all", "--configfile", *overlays)
-    if name in BROUGHT:
-        assert code == 1 and f"there is no {BROUGHT[name]} in {tmp_path}; put it there" in text
+    if name in BROUGHT:  # which a rule of the user's may make, so Snakemake is the one to miss it
+        assert code == 1 and re.search(f"affected files:\\s+{BROUGHT[name]}$", text, re.MULTILINE), text
         return
     assert code == 0, text
     # a number that one Snakemake bears
