@@ -39,6 +39,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from dag.attack import perturb
@@ -51,6 +52,17 @@ ROOT = Path(__file__).parents[2]
 IDS = ["000001", "000002", "000003"]
 SIZE = (96, 128)
 FCN = {"body": "alex", "labels": [0, *mini.LABELS], "width": 16}
+CLASSES = yaml.safe_load((ROOT / "config/classes.yaml").read_text())["classes"]["voc"]
+# What `dag.workflow.jobs.network` tells a job of a network.
+TOLD = {
+    "name": "net",
+    "arguments": {},
+    "files": {},
+    "code": "",
+    "task": "segmentation",
+    "classes": CLASSES,
+    "defences": [],
+}
 
 # A segmenter that takes its time and says whenever it is shown an image of the miniature.
 SLOW = """
@@ -135,12 +147,13 @@ class Script:
 
 def image_set(root: Path) -> dict:
     part = {"root": str(root), "list": str(root / "ImageSets/Main/test.txt")}
-    return {"name": "test", "parts": [part], "size": len(IDS), "sha256": None, "shard_size": 10}
+    return {"name": "test", "parts": [part], "size": len(IDS), "sha256": None, "shard_size": 10} | {"classes": CLASSES}
 
 
 def perturb_script(root: Path, folder: Path, network: dict, settings: dict = ATTACK) -> Script:
-    network = {"name": "net", "arguments": {}, "files": {}, "code": "", "task": "segmentation"} | network
-    params = {"network": network, "image_set": image_set(root), "settings": settings, "seed": 1, "code": ""}
+    network = TOLD | network
+    told = {"network": network, "others": [], "settings": settings}
+    params = told | {"image_set": image_set(root), "seed": 1, "code": ""}
     return Script(
         "perturb",
         folder,
@@ -187,7 +200,7 @@ def no_image(root, folder):
 def unknown_class(root, folder):
     path = root / "Annotations/000001.xml"
     path.write_text(re.sub("<name>.*?</name>", "<name>unicorn</name>", path.read_text()))
-    return detector(), "000001.xml: 'unicorn' is not a VOC class; use one of aeroplane, "
+    return detector(), "000001.xml: 'unicorn' is not a class; use one of aeroplane, "
 
 
 def box_outside(root, folder):
@@ -278,8 +291,14 @@ def test_an_attack_that_is_stopped_names_its_image_and_keeps_what_is_finished(im
 @pytest.mark.slow
 def test_an_evaluation_that_is_stopped_names_its_image_and_keeps_what_is_finished(images, tmp_path):
     def predict() -> Script:
-        network = {"name": "net", "files": {}, "code": "", "task": "segmentation"} | slow(tmp_path, 0.5)
-        params = {"folder": str(tmp_path), "cells": {"net": ["none"]}, "networks": {"net": network}, "code": ""}
+        network = TOLD | slow(tmp_path, 0.5)
+        params = {
+            "folder": str(tmp_path),
+            "cells": {"net": ["none"]},
+            "networks": {"net": network},
+            "code": "",
+            "seed": 1,
+        }
         return Script(
             "predict",
             tmp_path,
