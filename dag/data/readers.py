@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,8 +19,8 @@ from dag.data.truths import Objects, for_network
 Image = tuple[str | Path, str]  # root and image id
 
 
-class Reader:
-    """An image set.  The formats derive from it; `reader_of` chooses.
+class Reader(ABC):
+    """An image set.  A format derives from it and says where files are and how a truth is read; `reader_of` chooses.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ class Reader:
         """Ids of the images of one part, in order."""
         return image_sets.read_ids(part["list"])
 
+    @abstractmethod
     def files(self, kind: str, image: Image) -> list[Path]:
         """What is read of an image: the "image" itself, or its truth for "segmentation" or "detection"."""
-        raise NotImplementedError
 
     def image(self, image: Image) -> NDArray[np.float32]:
         """RGB (3, H, W) in [0, 255], in the order in which pixels are stored: an EXIF orientation is ignored."""
@@ -73,12 +74,13 @@ class Reader:
         with _of_one_image():
             return self._truth(task, image)
 
+    @abstractmethod
     def has(self, task: str, image: Image) -> bool:
         """Whether an image has a truth for a task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _truth(self, task: str, image: Image) -> NDArray[np.uint8] | Objects | None:
-        raise NotImplementedError
+        """`truth`, which turns a `ValueError` into an `ImageError`."""
 
 
 class _Voc(Reader):

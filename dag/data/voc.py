@@ -248,7 +248,7 @@ def _object(element: ElementTree.Element, classes: ClassList) -> tuple[list[floa
     label = classes.find(name)
     if label is None or label == classes.ground:
         known = ", ".join(classes.names[label] for label in classes.foreground)
-        raise ValueError(f"{name!r} is not a {'VOC ' if classes is VOC else ''}class; use one of {known}")
+        raise ValueError(f"{name!r} is not a class of the image set; use one of {known}")
     if len(element.findall("bndbox")) > 1:
         raise ValueError(f"a {name} has several <bndbox>; write one <object> for each")
     try:

@@ -117,7 +117,7 @@ def score(
             values[victim][name, pixels] = (
                 _values(task, truths[victim], picked, weights, companion)
                 | _size([known[attack][image] for image, attack in enumerate(chosen)])
-                | {"passes": _sum([values[victim][member, pixels]["passes"] for member in names])}
+                | {"passes": sum(values[victim][member, pixels]["passes"] for member in names)}
                 | {"chosen": {member: int((chosen == attack).sum()) for attack, member in enumerate(names)}}
             )
     for victim, groups in (draws or {}).items():
@@ -260,7 +260,7 @@ def _cells(values: dict, classes: ClassList) -> list[dict]:
                     for metric in (*ALSO["segmentation"], *ALSO["detection"])
                     if metric in value
                 },
-                "passes": value["passes"],
+                "passes": _number(value["passes"]),
                 "perceptibility": value["perceptibility"],
                 "linf": value["linf"],
                 **{key: value[key] for key in ("chosen", "draws", "made_from") if key in value},
@@ -319,16 +319,8 @@ def _size(attributes: list[dict]) -> dict:
     return {
         "perceptibility": float(np.mean([entry["perceptibility"] for entry in attributes])),
         "linf": float(np.max([entry["largest"] for entry in attributes])),
-        "passes": _mean_or_none([entry.get("passes") for entry in attributes]),
+        "passes": float(np.mean([entry.get("passes", np.nan) for entry in attributes])),  # NaN: not counted
     }
-
-
-def _sum(parts: Sequence[float | None]) -> float | None:
-    return None if None in parts else sum(parts)
-
-
-def _mean_or_none(parts: Sequence[float | None]) -> float | None:
-    return None if None in parts else float(np.mean(parts))
 
 
 def _means_of_draws(values: dict) -> dict:
@@ -340,9 +332,7 @@ def _means_of_draws(values: dict) -> dict:
     return {key: {name: _mean([value[name] for value in group]) for name in group[0]} for key, group in draws.items()}
 
 
-def _mean(parts: list) -> NDArray | float | None:
-    if None in [part if np.ndim(part) == 0 else 0 for part in parts]:
-        return None
+def _mean(parts: list) -> NDArray | float:
     mean = np.mean(parts, axis=0)
     return float(mean) if np.ndim(mean) == 0 else mean
 

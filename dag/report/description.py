@@ -63,7 +63,6 @@ RULES = {
     ),
 }
 
-RULES_NAMES = {"algorithm-1": "Algorithm 1", "authors": "authors' rules"}
 
 # What the truth of images is read from, if not from VOC's own files.
 FORMATS = {
@@ -343,14 +342,7 @@ def _attacks(config: dict) -> list[dict]:
         if same:
             same["task"] += f" and {task}"
             continue
-        attacks.append(
-            said
-            | {
-                "task": task,
-                "variant": variant,
-                "rules": RULES_NAMES[settings["rules"]] if _is_dag(settings) else variant,
-            }
-        )
+        attacks.append(said | {"task": task, "variant": variant})
     return attacks
 
 

@@ -299,6 +299,15 @@ def test_a_voc_tree_with_classes_of_its_own(tmp_path):
     found = mine.truth("detection", (tmp_path, "a"))
     assert found.boxes.tolist() == [[0, 0, 3, 2]] and found.labels.tolist() == [1]
     assert (mine.truth("segmentation", (tmp_path, "a")) == 1).all()
-    with pytest.raises(ImageError, match="'License-Plate' is not a VOC class"):
+    with pytest.raises(ImageError, match="'License-Plate' is not a class of the image set"):
         readers.VOC_LAYOUT.truth("detection", (tmp_path, "a"))
     assert ClassList.of(classes).name(1) == "license plate"
+
+
+def test_a_format_that_lacks_a_part_cannot_be_used():
+    class Half(readers.Reader):
+        def files(self, kind, image):
+            return []
+
+    with pytest.raises(TypeError, match=r"abstract methods '?_truth'?, '?has'?"):
+        Half({})

@@ -294,8 +294,8 @@ def test_box_may_stick_out_by_one_pixel(root):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OBJECT.format(1, 1, 8, 6, name="unicorn", difficult=0), "'unicorn' is not a VOC class"),
-        (OBJECT.format(1, 1, 8, 6, name="background", difficult=0), "'background' is not a VOC class"),
+        (OBJECT.format(1, 1, 8, 6, name="unicorn", difficult=0), "'unicorn' is not a class of the image set"),
+        (OBJECT.format(1, 1, 8, 6, name="background", difficult=0), "'background' is not a class of the image set"),
         (OBJECT.format(-1, 1, 8, 6, name="cat", difficult=0), "outside the 8 x 6 image"),
         (OBJECT.format(1, 1, 10, 6, name="cat", difficult=0), "outside the 8 x 6 image"),
         (OBJECT.format(1, 1, 8, 8, name="cat", difficult=0), "outside the 8 x 6 image"),

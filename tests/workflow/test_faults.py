@@ -200,7 +200,7 @@ def no_image(root, folder):
 def unknown_class(root, folder):
     path = root / "Annotations/000001.xml"
     path.write_text(re.sub("<name>.*?</name>", "<name>unicorn</name>", path.read_text()))
-    return detector(), "000001.xml: 'unicorn' is not a class; use one of aeroplane, "
+    return detector(), "000001.xml: 'unicorn' is not a class of the image set; use one of aeroplane, "
 
 
 def box_outside(root, folder):
