@@ -31,7 +31,8 @@ def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequenc
     Parameters
     ----------
     budgets, iterations : DataFrame
-        Of `dag.report.frames.robustness` along eps and along iterations, float pixels; empty if there is none.
+        Of `dag.report.frames.robustness` along eps and along iterations, float pixels, one below the other: a row may
+        occur in several of them; empty if there is none.
     sources : sequence of dict
         Of `dag.report.collect.records`: the attacks with their settings and records.
 
@@ -40,6 +41,9 @@ def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequenc
     DataFrame
         The columns of `dag.report.claims.claims`, one row per test, always the same rows.
     """
+    budgets, iterations = (
+        frame.drop_duplicates(["victim", "attack", "value"]) if len(frame) else frame for frame in (budgets, iterations)
+    )
     rows = [
         _budget_kept(sources),
         _gradients(sources),

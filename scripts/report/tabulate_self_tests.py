@@ -14,11 +14,7 @@ params = snakemake.params
 tables = {"eps": [pd.DataFrame()], "iterations": [pd.DataFrame()]}
 for path, entry in zip(snakemake.input.scores, params.compared, strict=True):
     tables[entry["along"]].append(frames.robustness(read_json(path), entry["series"], entry["along"], "float"))
-budgets, iterations = (pd.concat(tables[along], ignore_index=True) for along in ("eps", "iterations"))
-frame = self_tests.self_tests(
-    budgets.drop_duplicates(["source", "value"]) if len(budgets) else budgets,
-    iterations.drop_duplicates(["source", "value"]) if len(iterations) else iterations,
-    records(snakemake.input.shards, params.networks),
-)
+budgets, iterations = (pd.concat(frames_along, ignore_index=True) for frames_along in tables.values())
+frame = self_tests.self_tests(budgets, iterations, records(snakemake.input.shards, params.networks))
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, claims.to_markdown(frame, "Can these attacks be believed?", self_tests.CAPTION))

@@ -95,3 +95,9 @@ def test_the_attacks_with_the_least_difference_are_named():
         True,
         False,
     ]
+
+
+def test_a_row_of_a_table_and_of_a_figure_counts_once():
+    once = curve(80.0, 40.0, 10.0, 1.0)
+    value = self_tests(pd.concat([once, once], ignore_index=True), pd.DataFrame(), [source()]).value[LARGER]
+    assert value == "2 comparisons, no rise"

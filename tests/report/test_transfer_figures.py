@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from dag.evaluate import lineage as numbers
-from dag.report.figures import classes, files, intervals, lineage, matrix, strength
+from dag.report.figures import budget, classes, files, intervals, lineage, matrix, strength
 from dag.report.figures.style import DROP
 
 # Two architectures, their networks named in turn; what each source (row) takes from each victim's 80 points.
@@ -239,3 +239,26 @@ def test_other_pixels_stand_beside_exact_ones():
     axes = lineage.lineage(pairs, groups).axes[2]
     faces = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
     assert faces.count("white") == 5 and len(faces) == 10
+
+
+# Score against the budget: network, attack, value, score
+SPENT = [
+    ("a", "pgd", 0, 80.0), ("a", "pgd", 2, 30.0), ("a", "pgd", 8, 5.0),
+    ("a", "cospgd", 0, 80.0), ("a", "cospgd", 8, 1.0),
+    ("b", "pgd", 0, 60.0), ("b", "pgd", 2, 20.0), ("b", "pgd", 8, 10.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("along", "words"), [("eps", "grey levels"), ("iterations", "iterations")])
+def test_scores_against_the_budget(along, words):
+    frame = pd.DataFrame(SPENT, columns=["victim", "attack", "value", "score"])
+    frame = frame.assign(label=frame.victim.str.upper(), metric="mIoU", score_se=1.5)
+    figure = budget.budget(frame, along)
+    assert [axes.get_title() for axes in figure.axes] == ["A", "B"] and words in figure.get_supxlabel()
+    lines = [[line.lines[0].get_xydata().tolist() for line in axes.containers] for axes in figure.axes]
+    assert lines == [[[[2, 30], [8, 5]], [[8, 1]]], [[[2, 20], [8, 10]]]]
+    clean = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"] for axes in figure.axes]
+    assert [80.0 in heights for heights in clean] == [True, False] and 60.0 in clean[1]
+    (low, high) = figure.axes[1].containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == (18.5, 21.5)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pgd", "cospgd", "clean"]

@@ -43,9 +43,7 @@ def budget(cells: pd.DataFrame, along: str) -> Figure:
             axes.errorbar(line.value, line.score, line.score_se, **styles[attack], elinewidth=0.7, capsize=1.5)
         clean = mine[mine.value == 0].score.iloc[0]
         axes.axhline(clean, color="0.3", linewidth=0.8, linestyle="--")
-        axes.set(
-            title=network.column_label.rpartition(", ")[0], xscale="log", ylim=(0, None), ylabel=f"{network.metric}, %"
-        )
+        axes.set(title=network.label, xscale="log", ylim=(0, None), ylabel=f"{network.metric}, %")
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
