@@ -72,8 +72,15 @@ def attack_of(perturbation: str) -> str:
     return variant + (f".p-{recipe.scale}" if recipe.scale else "")
 
 
-def agreement(first: Iterable[NDArray], second: Iterable[NDArray]) -> dict[str, float | None]:
+def agreement(first: Iterable[NDArray], second: Iterable[NDArray], ground: int | None) -> dict[str, float | None]:
     """How alike two networks label images, in percent, mean over the images.
+
+    Parameters
+    ----------
+    first, second : iterable of ndarray, uint8 (H, W)
+        Label maps of the two, in ids of the image set's classes.
+    ground : int or None
+        Id of the background; None: every pixel is one of an object.
 
     Returns
     -------
@@ -83,7 +90,7 @@ def agreement(first: Iterable[NDArray], second: Iterable[NDArray]) -> dict[str, 
     """
     pixels, objects = [], []
     for a, b in zip(first, second, strict=True):
-        same, either = a == b, (a > 0) | (b > 0)
+        same, either = a == b, (a != ground) | (b != ground)
         pixels.append(100 * same.mean())
         if either.any():
             objects.append(100 * same[either].mean())

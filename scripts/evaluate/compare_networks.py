@@ -44,7 +44,8 @@ with recomputed(*manifests):
     }
 states = {one: build_told(entry, fold=False, source=False).state_dict() for one, entry in params.networks.items()}
 weights = {frozenset(two): likeness(*(states[one] for one in two)) for two in combinations(states, 2)}
-labels = {frozenset(two): lineage.agreement(*(clean[one] for one in two)) for two in combinations(clean, 2)}
+ground = reader.classes.ground
+labels = {frozenset(two): lineage.agreement(*(clean[one] for one in two), ground) for two in combinations(clean, 2)}
 pairs = lineage.pairs(scores, params.kin, weights, labels)
 write_json(
     snakemake.output[0],

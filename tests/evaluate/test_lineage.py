@@ -54,10 +54,13 @@ def test_agreement_by_hand():
     first = [np.array([[0, 0, 0, 5]]), np.array([[7, 7, 0, 0]])]
     second = [np.array([[0, 0, 3, 5]]), np.array([[7, 0, 2, 0]])]
     # 3 of 4 and 2 of 4 pixels; of those that either takes for an object 1 of 2 and 1 of 3
-    found = lineage.agreement(first, second)
+    found = lineage.agreement(first, second, ground=0)
     assert found == {"pixels_agree": pytest.approx(62.5), "objects_agree": pytest.approx(100 * (1 / 2 + 1 / 3) / 2)}
+    # the background is another class, or there is none
+    assert lineage.agreement(first[:1], second[:1], ground=5)["objects_agree"] == pytest.approx(100 * 2 / 3)
+    assert lineage.agreement(first, second, ground=None)["objects_agree"] == found["pixels_agree"]
     nothing = [np.zeros((2, 2), int)]
-    assert lineage.agreement(nothing, nothing) == {"pixels_agree": 100.0, "objects_agree": None}
+    assert lineage.agreement(nothing, nothing, ground=0) == {"pixels_agree": 100.0, "objects_agree": None}
 
 
 def test_pairs_by_hand():
