@@ -104,7 +104,8 @@ def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
     for source in sources:
         one = source["settings"].get("worst_of", [source["settings"]])[0]
         attacked = [record for record in source["records"] if record["targets"]]
-        if one.get("start") != "uniform" or len(attacked) < 2:
+        # the records of an attack in stages are those of its last one, which does not begin at random
+        if one.get("start") != "uniform" or "stages" in one or len(attacked) < 2:
             continue
         shares = np.array([[record["start"], min(record["active"])] for record in attacked], float)
         shares /= np.array([record["targets"] for record in attacked], float)[:, None]

@@ -59,6 +59,11 @@ def verdict(test, budgets=None, iterations=None, sources=None):
         (BETTER, {"sources": [source(first=5, active=(5, 38))]}, OPEN),  # 5 ± 1 of 40, the best iterate counts
         (BETTER, {"sources": [source(first=20, active=(38, 38))]}, FAILS),
         (BETTER, {"sources": [source(settings={"budget": "linf", "eps": 8})]}, ABSENT),
+        (
+            BETTER,
+            {"sources": [source(settings={"budget": "linf", "eps": 8, "start": "uniform", "stages": [[1, 1]]})]},
+            ABSENT,
+        ),
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 1.0)}, HOLDS),  # 1 + 1.96 < 4
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 3.0)}, OPEN),
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 9.0)}, FAILS),
