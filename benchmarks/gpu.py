@@ -1,6 +1,6 @@
 """Attacks on a GPU: images per second of the engine, of a plain loop, and of the network alone.
 
-    python benchmarks/gpu.py [--precision tf32] [--batch 8]
+    python benchmarks/gpu.py [--precision tf32] [--batch 8] [--profile]
 
 FCN-8s on VGG16 at 375 x 500 with every pixel a target, and Faster R-CNN on VGG16 at 600 x 800 with 3000 proposals,
 all of them targets that stay active: the most that an iteration can cost.  Weights are random, nothing is downloaded.
@@ -8,7 +8,7 @@ all of them targets that stay active: the most that an iteration can cost.  Weig
 floor     one forward and one backward pass of the network as it is, one image, with a fixed gradient
 plain     Algorithm 1 as it is printed: one image, every score, a loss, the host asks after every pass
 network   both passes of the body, or of trunk and head, of the network that `build` makes, the whole batch: no attack
-eager     `dag.attack.engine.dense_adversaries`, the whole batch
+eager     `dag.attack.engine.dense_adversaries`, the whole batch; --profile says what it spends its time on
 compiled  the same with torch.compile on the body or trunk
 graphed   the same with its passes recorded as a CUDA graph
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -250,6 +251,35 @@ def measure(case: Case, device: str, modes: tuple[str, ...], batch: int, precisi
     return times
 
 
+def profile(case: Case, batch: int, precision: str, iterations: int, rows: int = 10) -> None:
+    """Print the share of the time in which the device computes, what it waits for otherwise, and its longest work."""
+    network = prepared(case, "cuda", built=True)
+    problems = [problem_of(network, case, "cuda", number) for number in range(batch)]
+    with arithmetic(precision, "cuda"):
+        engine(scores_of(network), problems, "cuda", iterations)  # what is chosen at the first passes
+        with torch.profiler.profile() as record:
+            engine(scores_of(network), problems, "cuda", iterations)
+    kernels = [event for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: event.time_range.start)
+    end, idle, before = kernels[0].time_range.start, 0.0, Counter()
+    for event in kernels:
+        gap = event.time_range.start - end
+        if gap > 0:
+            idle += gap
+            before[event.name] += gap
+        end = max(end, event.time_range.end)
+    span = end - kernels[0].time_range.start
+    print(f"  profile: the device computes for {100 * (1 - idle / span):.1f} % of {span / 1e3:.0f} ms; it waits before")
+    for name, gap in before.most_common(5):
+        print(f"    {100 * gap / span:5.2f} %  {name[:100]}")
+    took = Counter()
+    for event in kernels:
+        took[event.name] += event.time_range.end - event.time_range.start
+    print("  its longest work")
+    for name, time_of in took.most_common(rows):
+        print(f"    {100 * time_of / span:5.2f} %  {name[:100]}")
+
+
 def report(case: Case, times: dict[str, float], precision: str) -> None:
     print(f"  {'':9} {'s / image-iteration':>20} {'images / s':>11} {'of the floor':>13} {'plain loop / it':>16}")
     for name, value in times.items():
@@ -272,6 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp32", choices=list(HOURS))
     parser.add_argument("--batch", type=int, default=perturb.BATCH["cuda"])
     parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--profile", action="store_true", help="of the eager engine, on a GPU")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="eager is always measured")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -285,6 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
             torch.cuda.reset_peak_memory_stats()
         report(case, measure(case, options.device, modes, options.batch, options.precision, options.iterations),
                options.precision)  # fmt: skip
+        if options.device == "cuda" and options.profile:
+            profile(case, options.batch, options.precision, options.iterations)
         if options.device == "cuda":
             print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
     return 0

@@ -239,7 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
         for step, run in steps.items():
             start = time.perf_counter()
             try:
-                rows += run()
+                for row in run():
+                    rows.append(row)
+                    print("  ".join(row), flush=True)  # if the machine is taken away before the table is there
             except Exception as error:  # the others are worth their minutes
                 rows.append((step, " ".join(f"{type(error).__name__}: {error}".split())[:160], "FAILED"))
             print(f"{step}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -36,12 +36,12 @@ def network(task: str):
     return test_perturb.network(task).double()
 
 
-def problems(made, count: int, settings: dict) -> list[Problem]:
+def problems(made, count: int, settings: dict, device: str = "cpu") -> list[Problem]:
     rules = perturb.rules_of(settings, made.task)
     found = []
     for number in range(count):
         pixels, label_map, *_ = scene = mini.make_image(np.random.default_rng(number))
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float64))
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float64)).to(device)
         rng = generator(number)
         if made.task == "segmentation":
             truth = torch.from_numpy(label_map).long()

@@ -165,6 +165,44 @@ def test_memory_that_becomes_too_small_changes_nothing(late, fits, capsys):
     assert calls[:2] == [6, 6] and f"going on with {fits}" in capsys.readouterr().out
 
 
+@pytest.mark.gpu
+def test_late_and_immediate_are_the_same_on_a_gpu():
+    made = test_engine.network("segmentation").cuda()
+    todo = test_engine.problems(made, 5, test_engine.SETTINGS["segmentation"], "cuda")
+    function = perturb.pixel_scores(made)
+    found = [results(todo, function, iterations=6, late=late, batch=3) for late in (False, True)]
+    for name, one in found[0].items():
+        assert (found[1][name].status, found[1][name].active) == (one.status, one.active)
+        torch.testing.assert_close(found[1][name].perturbation, one.perturbation, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.gpu
+def test_a_gpu_whose_memory_is_too_small_changes_nothing(capsys):
+    def wide(x, todo):
+        """Scores whose computation needs some 30 MiB several times for every image."""
+        planes = torch.cat([x * (1 + n / 40) for n in range(40)], 1).sin().mean(1)
+        return [torch.stack([9 + plane.flatten(), torch.zeros_like(plane.flatten())], 1) for plane in planes]
+
+    images = torch.rand(8, 3, 256, 256, generator=torch.Generator().manual_seed(0)).cuda()
+    labels = torch.zeros(256 * 256, dtype=torch.long, device="cuda")
+    todo = [Problem(image, labels, 1 - labels, name=str(number)) for number, image in enumerate(images)]
+    needed, found = {}, {}
+    for batch in (1, 8):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        found[batch] = results(todo, wide, iterations=4, late=True, batch=batch)
+        needed[batch] = torch.cuda.max_memory_reserved()
+    assert needed[8] > 3 * needed[1] and "going on" not in capsys.readouterr().out
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((needed[1] + needed[8]) / 2 / total)
+    try:
+        assert same(results(todo, wide, iterations=4, late=True, batch=8), found[8])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with 8 images of 256 x 256: going on with 4" in capsys.readouterr().out
+
+
 def test_an_interruption_finds_the_attack_as_it_was():
     """Nothing of an iteration is changed before both of its passes have succeeded."""
 

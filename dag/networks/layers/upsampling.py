@@ -124,7 +124,7 @@ def sampled(scores: Tensor, matrix: Tensor, back: Tensor) -> Tensor:
 def _compressed(begins: Tensor, columns: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """CSR matrix with 32-bit indices, which are twice as fast as 64-bit ones."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta|Sparse invariant checks are implicitly")
         return torch.sparse_csr_tensor(begins.int(), columns.int(), values, tuple(shape), check_invariants=False)
 
 
