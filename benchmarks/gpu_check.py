@@ -41,8 +41,8 @@ from dag.workflow import layers, plan, store
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = {
-    "dl-mnv2": ("VOC2012", "Segmentation"),
-    "yolo-nano": ("VOC2007", "Main"),
+    "dl-mnv2": [("VOC2012", "Segmentation")],
+    "yolo-nano": [("VOC2007", "Main"), ("VOC2012", "Main")],
 }
 SAME_STATUS, ITERATIONS, POINTS, E2 = 0.9, 0.02, 1.0, 1.15
 VGG = dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"), 4)
@@ -83,14 +83,18 @@ def tests(device: str) -> Iterator[Row]:
 def pocket(folder: Path, data: Path, weights: Path, device: str, count: int, tiny: bool) -> Iterator[Row]:
     """The same attack and evaluation on the CPU and on the device."""
     config = layers.defaults(ROOT / "config")
-    for name, (year, kind) in POCKET.items():
+    for name, lists in POCKET.items():
         entry, settings = config["networks"][name], plan.attack(config, name)
         settings = settings | ({"iterations": 3} if tiny else {})
-        root = data / year
-        listed = sorted((root / "ImageSets" / kind).glob("*.txt"))
-        if not listed:
-            raise SystemExit(f"{root / 'ImageSets' / kind}: no image list; give the folder that holds {year}")
-        images = [(root, image_id) for image_id in image_sets.read_ids(listed[0])[:count]]
+        images = []
+        for year, kind in lists:
+            listed = sorted((data / year / "ImageSets" / kind).glob("*.txt"))
+            if not listed:
+                raise SystemExit(
+                    f"{data / year / 'ImageSets' / kind}: no image list; give the folder that holds {year}"
+                )
+            images += [(data / year, image_id) for image_id in image_sets.read_ids(listed[0])]
+        images = images[:count]
         files = {role: weights / file for role, file in entry["files"].items()}
         here, there = (
             _attacked(
@@ -177,7 +181,7 @@ def attack(device: str, tiny: bool) -> Iterator[Row]:
 
 def evaluation(folder: Path, device: str, tiny: bool) -> Iterator[Row]:
     """E2, with random weights: 8 perturbations of an image, float and 8-bit pixels."""
-    shape, images, names = ((3, 48, 64), 2, 2) if tiny else ((3, 375, 500), 6, 8)
+    shape, images, names = ((3, 48, 64), 2, 2) if tiny else ((3, 375, 500), 16, 8)
     rng, ids = np.random.default_rng(0), [f"{number:06d}" for number in range(images)]
     pictures = {image_id: rng.integers(0, 256, shape).astype(np.float32) for image_id in ids}
     sources = {f"r{number}": folder / f"e{number}.h5" for number in range(names)}

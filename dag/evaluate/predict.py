@@ -97,12 +97,8 @@ def predict(
     (x_min, y_min, x_max, y_max, class id, score).  The attributes repeat what is known of the
     perturbation: perceptibility and largest value, measured on the stored array, and the passes that it took.
     """
-    kind = torch.device(device).type
-    random = {name: getattr(network, "stochastic", False) for name, network in networks.items()}
-    sizes = {
-        name: (BATCH[kind] if batch is None else batch) if network.task == "segmentation" and not random[name] else 1
-        for name, network in networks.items()
-    }
+    most = BATCH[torch.device(device).type] if batch is None else batch
+    sizes = {name: most if _shares(network) else 1 for name, network in networks.items()}
     networks = {name: network.to(device) for name, network in networks.items()}
     groups = _groups(cells)
     computed, others = Counter(dict.fromkeys(networks, 0)), []
@@ -122,6 +118,13 @@ def predict(
         for _ in progress(images, len(groups) * len(ids)):
             pass
     return computed
+
+
+def _shares(network: Network) -> bool:
+    """Whether variants of an image may share a pass: what is said of one must not depend on the others."""
+    if getattr(network, "stochastic", False):
+        return False
+    return network.task == "segmentation" or getattr(network, "independent", False)
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:

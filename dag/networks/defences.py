@@ -115,6 +115,7 @@ class _Detector(Detector):
         super().__init__()
         self.network, self.transform, self.labels = network, transform, tuple(network.labels)
         self.stochastic = stochastic or is_stochastic(network)
+        self.independent = getattr(network, "independent", False)
 
     def features(self, images: Tensor):
         return self.network.features(self.transform(images))

@@ -150,9 +150,16 @@ class Detector(Network):
 
     Lists have one element per image of the batch.  Tensors over proposals are concatenated in that order; R is
     the total number of proposals.
+
+    Attributes
+    ----------
+    independent : bool
+        What `detect` says of an image does not depend on the images that share its pass, if their number is the same.
+        On a GPU the evaluation shows such a detector several variants of an image at a time, and others one.
     """
 
     task = "detection"
+    independent = False
 
     def features(self, images: Tensor):
         """Output of one pass of the trunk over images (B, 3, H, W), passed to the other methods."""

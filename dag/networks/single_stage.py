@@ -37,6 +37,8 @@ class Features:
 class SingleStage(Detector):
     """Base of single-stage detectors, which define `features`, `_boxes` and `detect`."""
 
+    independent = True
+
     def _boxes(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes (A, 4) of all anchors `rows` (A, 5 + C), in the frame of an image of `size`, not clipped."""
         raise TypeError(f"{type(self).__name__} does not define _boxes()")

@@ -28,6 +28,7 @@ class RegionDetector(Detector):
     detection_nms = 0.3
     per_class: int | None = None
     per_image: int | None = None
+    independent = True
 
     def objectness_and_deltas(self, features) -> tuple[Tensor, Tensor]:
         """Output of the region proposal network: logits (B, N) and box deltas (B, N, 4)."""
@@ -64,11 +65,14 @@ class RegionDetector(Detector):
     def detect(self, images: Tensor) -> list[Detections]:
         features = self.features(images)
         proposals = self.propose(features, nms=self.proposal_nms, limit=self.proposals, candidates=self.candidates)
+        counts = [len(one) for one in proposals]
+        if len(images) > 1:  # a product of matrices may round a row differently if there are more or fewer of them
+            proposals = [_filled(one, self.proposals) for one in proposals]
         scores, deltas = self.regions(features, proposals)
         refined = self.refine(features, proposals, deltas)
-        counts = [len(one) for one in proposals]
-        parts = zip(refined.split(counts), self.probabilities(scores).split(counts), strict=True)
-        return [self._detections(*part) for part in parts]
+        rows = [len(one) for one in proposals]
+        parts = zip(refined.split(rows), self.probabilities(scores).split(rows), counts, strict=True)
+        return [self._detections(boxes[:count], values[:count]) for boxes, values, count in parts]
 
     def _detections(self, refined: Tensor, probabilities: Tensor) -> Detections:
         foreground = probabilities[:, 1:]
@@ -81,6 +85,12 @@ class RegionDetector(Detector):
         kept = operators.class_nms(boxes.exclusive(candidates), scores, columns, self.detection_nms)[: self.per_image]
         ids = torch.tensor(self.labels[1:], device=columns.device)
         return Detections(candidates[kept], ids[columns[kept]], scores[kept])
+
+
+def _filled(proposals: Proposals, count: int) -> Proposals:
+    """As many boxes as `count`: those of an image, then boxes that nobody reads."""
+    more = proposals.boxes.new_tensor([[0.0, 0.0, 15.0, 15.0]]).expand(max(count - len(proposals), 0), 4)
+    return Proposals(torch.cat([proposals.boxes, more]))
 
 
 def rois(proposals: list[Proposals], maps: Tensor) -> Tensor:

@@ -417,6 +417,50 @@ def test_a_prediction_does_not_depend_on_what_is_computed_beside_it(tmp_path):
     assert sizes == [1] * 18
 
 
+@pytest.mark.parametrize("architecture", ["faster_rcnn:faster_rcnn", "rfcn:rfcn"])
+def test_detections_do_not_depend_on_what_is_computed_beside_them(architecture, tmp_path):
+    """The proposals of every image are filled up: the second stage has as many rows whatever is beside it."""
+    shape, most = (3, 48, 64), 500
+    images = {x: np.random.default_rng(number).uniform(0, 255, shape).astype(np.float32).round()
+              for number, x in enumerate(IDS)}  # fmt: skip
+    sources = noisy_shards(tmp_path, 3, shape)
+    torch.manual_seed(3)
+    network = build(f"dag.networks.mini.{architecture}", {"body": "alex", "labels": [0, 3, 7], "width": 16})
+    network.proposals, network.lowest = most, 0.0
+    counts, rows, select, original = set(), [], network.select, network.regions
+
+    def selected(*arguments, **options):
+        found = select(*arguments, **options)
+        counts.update(len(one) for one in found)
+        return found
+
+    def regions(features, proposals):
+        rows.append([len(one) for one in proposals])
+        return original(features, proposals)
+
+    network.select, network.regions = selected, regions
+
+    def run(name, names, **options):
+        made = cells_of(tmp_path / name, {x: sources[x] for x in names}, PIXELS[:2])
+        predict.predict({"victim": network}, images.__getitem__, IDS, made, **options).total()
+        return stored(made)
+
+    together = run("together", sources, batch=4)
+    assert len(counts) > 1 and max(counts) < most  # so there is something to fill up
+    alone = {}
+    for name in sources:
+        alone |= run("alone", [name], batch=4)
+    assert alone == together
+    assert all(one == [most] * 4 for one in rows)
+    # one by one, as on a CPU, nothing is filled up, and the detections are the same but for rounding
+    rows.clear()
+    single = run("single", sources)
+    assert {len(one) for one in rows} == {1} and {one[0] for one in rows} == counts
+    for cell, found in single.items():
+        apart = np.frombuffer(found, np.float32) - np.frombuffer(together[cell], np.float32)
+        assert np.abs(apart).max() < 1e-3
+
+
 def test_an_image_and_its_perturbations_are_read_once_for_all_victims(tmp_path, monkeypatch):
     sources = noisy_shards(tmp_path, 2, SHAPE)
     read, opened = [], []

@@ -12,7 +12,7 @@ NARROW = dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def program(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("benchmark_on_a_gpu", FOLDER / "gpu.py")
     module = importlib.util.module_from_spec(spec)
@@ -33,40 +33,41 @@ def benchmark(monkeypatch):
 SMALL = ["--device", "cpu", "--batch", "2", "--iterations", "2"]
 
 
-def test_every_variant_is_measured(benchmark, capsys):
-    assert benchmark.main([*SMALL, "--modes", "eager"]) == 0
+def test_every_variant_is_measured(program, capsys):
+    assert program.main([*SMALL, "--modes", "eager", "tuned", "innermost"]) == 0
+    assert not torch.backends.cudnn.benchmark
     printed = capsys.readouterr().out
-    for name in ("floor", "plain", "network", "eager"):
+    for name in ("floor", "plain", "network", "eager", "tuned", "innermost"):
         assert printed.count(f"\n  {name} ") == 2
     assert printed.count("G1  network / eager") == 2 and printed.count("G2  ") == 1
     assert "compiled" not in printed
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile
-def test_torch_compile_is_measured(benchmark, capsys):
+def test_torch_compile_is_measured(program, capsys):
     try:
-        assert benchmark.main([*SMALL, "--modes", "compiled", "graphed"]) == 0
+        assert program.main([*SMALL, "--modes", "compiled", "graphed"]) == 0
     finally:
         torch._dynamo.reset()
     printed = capsys.readouterr().out
     assert printed.count("\n  compiled ") == 2 and "graphed" not in printed  # a CPU has no graphs
 
 
-def test_a_wrong_result_is_not_timed(benchmark, monkeypatch):
+def test_a_wrong_result_is_not_timed(program, monkeypatch):
     def wrong(network, x):
         straight = network.body
         network.body = lambda images: straight(images) * 1.001
 
-    monkeypatch.setitem(benchmark.CHANGES, "compiled", wrong)
-    monkeypatch.setattr(benchmark, "CASES", {"segmenter": benchmark.CASES["segmenter"]})
+    monkeypatch.setitem(program.CHANGES, "compiled", wrong)
+    monkeypatch.setattr(program, "CASES", {"segmenter": program.CASES["segmenter"]})
     with pytest.raises(SystemExit, match="compiled: scores differ from the eager ones by 1.0e-03; nothing is measured"):
-        benchmark.main([*SMALL, "--modes", "compiled"])
+        program.main([*SMALL, "--modes", "compiled"])
 
 
-def test_without_a_device_it_says_so(benchmark, monkeypatch):
+def test_without_a_device_it_says_so(program, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device: this benchmark needs one"):
-        benchmark.main([])
+        program.main([])
 
 
 # The check of a machine with a GPU
@@ -133,6 +134,6 @@ def test_without_a_device_the_check_says_so(check, monkeypatch, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
-def test_on_a_gpu_graphs_are_measured_too(benchmark, capsys):
-    assert benchmark.main(["--batch", "2", "--iterations", "2", "--modes", "graphed"]) == 0
+def test_on_a_gpu_graphs_are_measured_too(program, capsys):
+    assert program.main(["--batch", "2", "--iterations", "2", "--modes", "graphed"]) == 0
     assert capsys.readouterr().out.count("\n  graphed ") == 2
