@@ -1,6 +1,6 @@
 """Attacks on a GPU: images per second of the engine, of a plain loop, and of the network alone.
 
-    python benchmarks/gpu.py [--precision tf32] [--batch 8] [--profile]
+    python benchmarks/gpu.py [--precision tf32] [--batch 8] [--profile] [--tune]
 
 FCN-8s on VGG16 at 375 x 500 with every pixel a target, and Faster R-CNN on VGG16 at 600 x 800 with 3000 proposals,
 all of them targets that stay active: the most that an iteration can cost.  Weights are random, nothing is downloaded.
@@ -9,16 +9,16 @@ floor     one forward and one backward pass of the network as it is, one image, 
 plain     Algorithm 1 as it is printed: one image, every score, a loss, the host asks after every pass
 network   both passes of the body, or of trunk and head, of the network that `build` makes, the whole batch: no attack
 eager     `dag.attack.engine.dense_adversaries`, the whole batch; --profile says what it spends its time on
-tuned     the same with cuDNN's algorithms chosen by trying them (`torch.backends.cudnn.benchmark`)
 innermost the same with channels innermost in memory
 compiled  the same with torch.compile on the body or trunk
 graphed   the same with its passes recorded as a CUDA graph
 
 The last four are compared with `eager` before they are timed: they are no part of the package, and whether they are
-worth it is what this program finds out.  `start` is what a mode costs until its first pass has been made.  Times are
-those of the clock, the device waited for.  The goals are G1: `network` takes at least 0.9 of the time of `eager`; and
-G2: the whole experiment of the paper, 488 PFLOP of attacks and 121 of evaluation, in 6 hours (2 in TF32) at the rate of
-the detector, on an H200.
+worth it is what this program finds out.  `start` is what a mode costs until its first pass has been made.  With --tune
+cuDNN tries its algorithms for every shape, and remembers them for the process, instead of guessing
+(`torch.backends.cudnn.benchmark`).  Times are those of the clock, the device waited for.  The goals are G1: `network`
+takes at least 0.9 of the time of `eager`; and G2: the whole experiment of the paper, 488 PFLOP of attacks and 121 of
+evaluation, in 6 hours (2 in TF32) at the rate of the detector, on an H200.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from dag.networks.layers.precision import arithmetic
 
 # No share of the targets is few enough, so that the number of iterations is fixed.
 TIMED = Rules(active="unreached", stop=-1)
-MODES = ("eager", "tuned", "innermost", "compiled", "graphed")
+MODES = ("eager", "innermost", "compiled", "graphed")
 BACKEND = "inductor"  # of torch.compile
 PETAFLOP, HOURS = 488 + 121, {"fp32": 6, "tf32": 2, "bf16": 2}
 # Largest difference of the scores from those of `eager`, relative to the largest score, in fp32.
@@ -143,11 +143,6 @@ def graphed(network: Network, x: Tensor) -> None:
     network.pass_trunk = lambda inputs: (trunk(inputs),) * 2
 
 
-def tuned(network: Network, x: Tensor) -> None:
-    """Let cuDNN try its algorithms."""
-    torch.backends.cudnn.benchmark = True
-
-
 def innermost(network: Network, x: Tensor) -> None:
     """Store weights, and so all maps, with channels innermost."""
     network.to(memory_format=torch.channels_last)
@@ -155,7 +150,6 @@ def innermost(network: Network, x: Tensor) -> None:
 
 CHANGES = {
     "eager": lambda network, x: None,
-    "tuned": tuned,
     "innermost": innermost,
     "compiled": compiled,
     "graphed": graphed,
@@ -271,11 +265,10 @@ def measure(
                 times["network"] = seconds(passes(function, x), device, iterations) / batch
             CHANGES[mode](network, x.detach())
             times[mode] = engine(scores_of(network), problems, device, iterations) / batch
-        torch.backends.cudnn.benchmark = False
     return times, starts
 
 
-def profile(case: Case, batch: int, precision: str, iterations: int, rows: int = 10) -> None:
+def profile(case: Case, batch: int, precision: str, iterations: int, rows: int = 20) -> None:
     """Print the share of the time in which the device computes, what it waits for otherwise, and its longest work."""
     network = prepared(case, "cuda", built=True)
     problems = [problem_of(network, case, "cuda", number) for number in range(batch)]
@@ -330,13 +323,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp32", choices=list(HOURS))
     parser.add_argument("--batch", type=int, default=perturb.BATCH["cuda"])
     parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--tune", action="store_true", help="let cuDNN try its algorithms")
     parser.add_argument("--profile", action="store_true", help="of the eager engine, on a GPU")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="eager is always measured")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device: this benchmark needs one (--device cpu runs it, for days)")
+    torch.backends.cudnn.benchmark = options.tune
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"{device}, torch {torch.__version__}, {options.precision}, {options.batch} images, {time.strftime('%F')}")
+    how = f"{options.precision}, {options.batch} images" + ", tuned" * options.tune
+    print(f"{device}, torch {torch.__version__}, {how}, {time.strftime('%F')}")
     modes = tuple(mode for mode in MODES if mode == "eager" or mode in options.modes)
     for name, case in CASES.items():
         print(f"\n{name}, {case.mean} iterations per image", flush=True)

@@ -181,7 +181,7 @@ def attack(device: str, tiny: bool) -> Iterator[Row]:
 
 def evaluation(folder: Path, device: str, tiny: bool) -> Iterator[Row]:
     """E2, with random weights: 8 perturbations of an image, float and 8-bit pixels."""
-    shape, images, names = ((3, 48, 64), 2, 2) if tiny else ((3, 375, 500), 16, 8)
+    shape, images, names = ((3, 48, 64), 2, 2) if tiny else ((3, 375, 500), 48, 8)
     rng, ids = np.random.default_rng(0), [f"{number:06d}" for number in range(images)]
     pictures = {image_id: rng.integers(0, 256, shape).astype(np.float32) for image_id in ids}
     sources = {f"r{number}": folder / f"e{number}.h5" for number in range(names)}

@@ -307,7 +307,8 @@ def test_weights_of_a_border_are_compared_by_value_on_a_cpu_alone(architecture):
 @pytest.mark.parametrize("kind", ["fcn8s", "fcn", "rfcn"])
 def test_a_gpu_is_never_waited_for_in_an_iteration(kind):
     torch.manual_seed(0)
-    made = build(*FREE | {"fcn8s": ("dag.networks.caffe.fcn:fcn8s_vgg16", {"widths": NARROW})}[kind]).cuda()
+    architectures = FREE | {"fcn8s": ("dag.networks.caffe.fcn:fcn8s_vgg16", {"widths": NARROW})}
+    made = build(*architectures[kind]).cuda()
     image = 255 * torch.rand(3, 96, 128).cuda()
     if isinstance(made, Segmenter):
         where, function = torch.arange(96 * 128).cuda(), perturb.pixel_scores(made)

@@ -34,10 +34,9 @@ SMALL = ["--device", "cpu", "--batch", "2", "--iterations", "2"]
 
 
 def test_every_variant_is_measured(program, capsys):
-    assert program.main([*SMALL, "--modes", "eager", "tuned", "innermost"]) == 0
-    assert not torch.backends.cudnn.benchmark
+    assert program.main([*SMALL, "--modes", "eager", "innermost"]) == 0
     printed = capsys.readouterr().out
-    for name in ("floor", "plain", "network", "eager", "tuned", "innermost"):
+    for name in ("floor", "plain", "network", "eager", "innermost"):
         assert printed.count(f"\n  {name} ") == 2
     assert printed.count("G1  network / eager") == 2 and printed.count("G2  ") == 1
     assert "compiled" not in printed
