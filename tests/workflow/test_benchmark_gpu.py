@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,14 +104,18 @@ def test_the_pocket_networks_are_compared(check, shared, tmp_path):
 
 
 def test_a_device_that_differs_is_found(check):
-    here = {"status": ["converged"] * 10, "iterations": [50] * 10, "clean": 60.0, "perturbed": 20.0}
-    there = here | {"status": ["converged"] * 9 + ["iteration limit"], "iterations": [50] * 9 + [59], "clean": 60.9}
+    here = {"status": ["converged"] * 10, "iterations": [50] * 10}
+    here |= {"clean": np.array([60.0, 59.0, 61.0]), "perturbed": np.array([20.0, 18.0, 22.0])}
+    there = here | {"status": ["converged"] * 9 + ["iteration limit"], "iterations": [50] * 9 + [59]}
+    there["clean"] = here["clean"] + 0.9
     assert [met for *_, met in check.compared("net", here, there)] == ["met"] * 4
-    worse = there | {"status": ["converged"] * 8 + ["iteration limit"] * 2, "iterations": [50] * 8 + [60] * 2}
+    worse = there | {"status": ["converged"] * 8 + ["iteration limit"] * 2, "iterations": [52] * 10}
     assert [met for *_, met in check.compared("net", here, worse)] == ["MISSED", "MISSED", "met", "met"]
-    assert [met for *_, met in check.compared("net", here, here | {"clean": 58.9, "perturbed": 21.1})] == [
-        "met", "met", "MISSED", "MISSED"
-    ]  # fmt: skip
+    scores = here | {what: here[what] + 1.1 for what in ("clean", "perturbed")}
+    assert [met for *_, met in check.compared("net", here, scores)] == ["met", "met", "MISSED", "MISSED"]
+    # what is no more than chance: 4 % more iterations, 2 ± 1.3; 3 points, 3 ± 2
+    chance = here | {"iterations": [50] * 8 + [60] * 2, "perturbed": here["perturbed"] + [3.0, 1.0, 5.0]}
+    assert [met for *_, met in check.compared("net", here, chance)] == ["met"] * 4
 
 
 def test_a_step_that_fails_is_said_and_the_others_go_on(check, monkeypatch, capsys):
