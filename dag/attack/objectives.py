@@ -19,88 +19,128 @@ js       w (p - e_y),                       Croce et al., ECCV 2024 (Jensen-Shan
          w = -p_y log(p_y / (1 + p_y)) / 2
 tsallis  w (p - e_y), w = p_y^(1 - q)       Tsallis cross-entropy, q from -2 to 1 over the iterations
 margin   e_j - e_y, j the best other column Carlini and Wagner, 2017
+targeted e_y' - p                           Kurakin et al., ICLR 2017
 ======== ================================== ===========================================================
+
+"vanishing" and "fabrication" (Chow et al., "Adversarial Objectness Gradient Attacks", 2020) are "targeted" on a
+detector's objectness: its proposals have the scores (0, o) with the objectness logit o, and y' is the first or the
+second column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dag.attack.rules import Rules
 from dag.networks.layers.operators import nms
+from dag.workflow.names import OBJECTNESS
 
-# Scores (N, C), true columns (N,), which of them are predicted (N,), iteration t = 1..T, T, weight of every column (C,)
-# -> direction (N, C), and a function that returns the value (N,), which Auto-PGD alone asks for.
-Loss = Callable[[Tensor, Tensor, Tensor, int, int, Tensor | None], tuple[Tensor, Callable[[], Tensor]]]
+
+class Seen(NamedTuple):
+    """What a loss sees of the targets of an image.
+
+    Attributes
+    ----------
+    u : Tensor (N, C)
+        Scores before softmax.
+    y, to : Tensor, int64 (N,)
+        True and adversarial columns.
+    right, counts : Tensor, bool (N,)
+        Targets that are predicted as y, and targets that take part.
+    t, total : int
+        The iteration, 1..total, and their number.
+    share : Tensor (C,), optional
+        Weight of every column.
+    """
+
+    u: Tensor
+    y: Tensor
+    to: Tensor
+    right: Tensor
+    counts: Tensor
+    t: int
+    total: int
+    share: Tensor | None = None
+
+
+# -> direction (N, C), zero where a target does not count, and a function that returns the value (N,), which Auto-PGD
+# asks for.
+Loss = Callable[[Seen], tuple[Tensor, Callable[[], Tensor]]]
 
 # Scores (N, C), the image's `dag.attack.engine.Problem`, its passes so far -> active targets, bool (N,); a function
 # that fills zeros (N, C) with the direction at the scores, or leaves them if the image no longer goes; and the value.
 Objective = Callable[[Tensor, object, int], tuple[Tensor, Callable[[Tensor, Tensor], Tensor], Tensor]]
 
 
-def cross_entropy(u, y, right, t, total, share=None):
+def cross_entropy(seen: Seen):
     """Cross-entropy of every target."""
-    return _towards_others(u, y, lambda p, own: torch.ones_like(own))
+    return _towards_others(seen, lambda p, own: 1)
 
 
-def segpgd(u, y, right, t, total, share=None):
+def segpgd(seen: Seen):
     """Cross-entropy that shifts from correct to wrong pixels as the iterations proceed (SegPGD, eq. 4 and 5)."""
-    wrong = (t - 1) / (2 * total)
-    return _towards_others(u, y, lambda p, own: right.to(u) * (1 - 2 * wrong) + wrong)
+    wrong = (seen.t - 1) / (2 * seen.total)
+    return _towards_others(seen, lambda p, own: seen.right.to(p) * (1 - 2 * wrong) + wrong)
 
 
-def cospgd(u, y, right, t, total, share=None):
+def cospgd(seen: Seen):
     """Cross-entropy weighted with the cosine of softmax and one-hot label (CosPGD, eq. 5)."""
-    return _towards_others(u, y, lambda p, own: own / torch.linalg.vector_norm(p.T, dim=0))
+    return _towards_others(seen, lambda p, own: own / torch.linalg.vector_norm(p.T, dim=0))
 
 
-def masked(u, y, right, t, total, share=None):
+def masked(seen: Seen):
     """Cross-entropy of the targets that are still correct (SEA, "mask-ce")."""
-    return _towards_others(u, y, lambda p, own: right.to(u))
+    return _towards_others(seen, lambda p, own: seen.right.to(p))
 
 
-def balanced(u, y, right, t, total, share=None):
+def balanced(seen: Seen):
     """The same with every class weighted with the inverse of its frequency (SEA, "mask-ce-bal")."""
-    if share is None:
+    if seen.share is None:
         raise ValueError("the objective mce-bal needs the frequency of every class in the image set")
-    return _towards_others(u, y, lambda p, own: right.to(u) * share.to(u)[y])
+    return _towards_others(seen, lambda p, own: seen.right.to(p) * seen.share.to(p)[seen.y])
 
 
-def jensen_shannon(u, y, right, t, total, share=None):
+def jensen_shannon(seen: Seen):
     """Jensen-Shannon divergence of softmax and one-hot label (SEA): bounded, so that no target dominates."""
-    direction, _ = _towards_others(u, y, lambda p, own: -torch.xlogy(own, own / (1 + own)) / 2)
+    direction, _ = _towards_others(seen, lambda p, own: -torch.xlogy(own, own / (1 + own)) / 2)
 
     def value() -> Tensor:
         """(KL(p, m) + KL(e_y, m)) / 2 with m = (p + e_y) / 2."""
-        own = _column(u.softmax(1), y)
+        own = _column(seen.u.softmax(1), seen.y)
         return ((1 - own) * log(2) + torch.xlogy(own, 2 * own / (1 + own)) + log(2) - torch.log1p(own)) / 2
 
     return direction, value
 
 
-def tsallis(u, y, right, t, total, share=None):
+def tsallis(seen: Seen):
     """Tsallis cross-entropy (1 - p_y^(1 - q)) / (1 - q), q linear from -2 to 1; cross-entropy in the limit q = 1."""
-    q = -2 + 3 * (t - 1) / max(total - 1, 1)
-    direction, _ = _towards_others(u, y, lambda p, own: own ** (1 - q))
+    q = -2 + 3 * (seen.t - 1) / max(seen.total - 1, 1)
+    direction, _ = _towards_others(seen, lambda p, own: own ** (1 - q))
 
     def value() -> Tensor:
-        log_p = _log_probability(u, y)
+        log_p = _log_probability(seen.u, seen.y)
         return -torch.expm1((1 - q) * log_p) / (1 - q) if q < 1 else -log_p
 
     return direction, value
 
 
-def margin(u, y, right, t, total, share=None):
+def margin(seen: Seen):
     """Best other score minus the true one."""
-    best, j = u.scatter(1, y[:, None], -torch.inf).max(1)
-    direction = torch.zeros_like(u).scatter_(1, j[:, None], 1.0)
-    direction.scatter_add_(1, y[:, None], -torch.ones_like(best)[:, None])
-    return direction, lambda: best - _column(u, y)
+    u, y = seen.u, seen.y[:, None]
+    best, j = u.scatter(1, y, -torch.inf).max(1)
+    counted = seen.counts.to(u)[:, None]
+    direction = torch.zeros_like(u).scatter_(1, j[:, None], counted).scatter_add_(1, y, -counted)
+    return direction, lambda: best - _column(u, seen.y)
+
+
+def targeted(seen: Seen):
+    """Log-probability of the adversarial column."""
+    return _towards_others(seen._replace(y=seen.to), lambda p, own: -1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -112,6 +152,8 @@ LOSSES: dict[str, Loss] = {
     "js": jensen_shannon,
     "tsallis": tsallis,
     "margin": margin,
+    "targeted": targeted,
+    **dict.fromkeys(OBJECTNESS, targeted),
 }
 
 
@@ -139,13 +181,14 @@ def by_loss(name: str, iterations: int, shares: Tensor | None, valued: bool = Fa
     """A loss of `LOSSES` on all targets; its value is 0 unless it is asked for."""
 
     def objective(f: Tensor, problem, passes: int):
-        target, labels = problem.labels >= 0, problem.labels.clamp(min=0)
-        right = f.argmax(1) == labels
-        loss = partial(LOSSES[name], f, labels, right, min(passes + 1, iterations), iterations, shares)
-        value = torch.where(target, loss()[1](), 0).sum() if valued else f.new_zeros(())
+        target = problem.labels >= 0
+        y, to = problem.labels.clamp(min=0), problem.adversarial.clamp(min=0)
+        right = f.argmax(1) == y
+        seen = Seen(f, y, to, right, target, min(passes + 1, iterations), iterations, shares)
+        value = torch.where(target, LOSSES[name](seen)[1](), 0).sum() if valued else f.new_zeros(())
 
         def weights(zeros: Tensor, goes: Tensor) -> Tensor:
-            return loss()[0].mul_((target & goes)[:, None])
+            return LOSSES[name](seen._replace(counts=target & goes))[0]
 
         return target & right, weights, value
 
@@ -197,11 +240,10 @@ def _log_probability(u: Tensor, y: Tensor) -> Tensor:
     return _column(u, y) - u.logsumexp(1)
 
 
-def _towards_others(
-    u: Tensor, y: Tensor, weight: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Callable[[], Tensor]]:
+def _towards_others(seen: Seen, weight: Callable[[Tensor, Tensor], Tensor | float]):
     """w (p - e_y), the gradient of w times the cross-entropy with constant w = weight(p, p_y), and its value."""
-    direction = u.T.softmax(0).T  # scores of pixels lie column by column
-    w = weight(direction, _column(direction, y))
-    direction.scatter_add_(1, y[:, None], -torch.ones_like(w)[:, None])
-    return direction.mul_(w[:, None]), lambda: -w * _log_probability(u, y)
+    direction = seen.u.T.softmax(0).T  # scores of pixels lie column by column
+    w = weight(direction, _column(direction, seen.y))
+    counted = w * seen.counts.to(direction)  # one product with the large array, not two
+    direction.scatter_add_(1, seen.y[:, None], -torch.ones_like(counted)[:, None])
+    return direction.mul_(counted[:, None]), lambda: -w * _log_probability(seen.u, seen.y)

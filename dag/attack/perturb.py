@@ -25,10 +25,11 @@ from dag.data.classes import Match
 from dag.data.image_sets import ImageError
 from dag.data.readers import VOC_LAYOUT, Reader
 from dag.data.truths import Objects, for_image_set, for_network, predicted
-from dag.networks.interface import Detector, Network, Segmenter, background_column, rows_of
+from dag.networks.interface import Detector, Network, Segmenter, background_column, objectness_of, rows_of
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.workflow import store
+from dag.workflow.names import OBJECTNESS
 from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
@@ -69,6 +70,41 @@ def proposal_scores(network: Detector) -> Callable[[Tensor, list[Problem]], list
     return scores
 
 
+def objectness_scores(network: Detector) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack.engine`: (0, o) with the objectness logit o of the proposals `Problem.where`."""
+
+    def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        proposals = [problem.where for problem in problems]
+        logits = network.objectness(network.features(x), proposals)
+        return list(torch.stack([torch.zeros_like(logits), logits], 1).split([len(one) for one in proposals]))
+
+    return scores
+
+
+def scores_of(network: Network, method: Method) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
+    """f for `dag.attack.engine` of what a method attacks."""
+    if method.objective in OBJECTNESS:
+        return objectness_scores(network)
+    return pixel_scores(network) if network.task == "segmentation" else proposal_scores(network)
+
+
+def problem_of(network: Network, image: Tensor, truth: Tensor | Objects, settings: dict, rng, name: str):
+    """`Problem` and `Targets` of one image (3, H, W) with its true label map (H, W) or objects.
+
+    Raises
+    ------
+    ValueError
+        If the network does not know a class of the truth, or lacks the objectness that the method attacks.
+    """
+    first = settings["worst_of"][0] if "worst_of" in settings else settings
+    method, rules = method_of(first), rules_of(settings, network.task)
+    if method.objective in OBJECTNESS:
+        return objectness_problem(network, image, settings, method.objective, name)
+    if network.task == "detection":
+        return detection_problem(network, image, truth, settings, rules, rng, name)
+    return segmentation_problem(network, image, truth, rules, rng, name, method.targets == "all")
+
+
 def segmentation_problem(
     network: Segmenter, image: Tensor, label_map: Tensor, rules: Rules, rng, name: str, everything: bool = False
 ):
@@ -99,6 +135,25 @@ def detection_problem(network: Detector, image: Tensor, objects: Objects, settin
     )
     found = targets.proposals
     return Problem(image, targets.labels, targets.adversarial, found.boxes, where=found, name=name), targets
+
+
+@torch.no_grad()
+def objectness_problem(network: Detector, image: Tensor, settings: dict, objective: str, name: str):
+    """`Problem` and `Targets` of one image (3, H, W): all proposals of the clean image, whatever they show.
+
+    Columns are those of `objectness_scores`: no object and an object.
+    """
+    features = network.features(image[None])
+    proposals = network.propose(features, nms=settings["nms"], limit=settings["limit"])
+    if objectness_of(network, features, proposals) is None:
+        raise ValueError(
+            f"its proposals have no objectness, which the objective {objective} attacks; choose another objective, or "
+            "define objectness() of the network (dag/networks/interface.py)"
+        )
+    wanted = torch.full((len(proposals[0]),), OBJECTNESS[objective], device=image.device)
+    targets = Targets(1 - wanted, wanted, proposals[0], available=len(wanted))
+    problem = Problem(image, targets.labels, wanted, proposals[0].boxes, where=proposals[0], name=name)
+    return problem, targets
 
 
 def attacks(
@@ -132,11 +187,10 @@ def attacks(
                 worst = min(tried, key=lambda attack: min(attack.active, default=0))
                 yield problem, replace(worst, passes=_sum([attack.passes for attack in tried]))
         return
-    detector = network.task == "detection"
-    of = proposal_scores if detector else pixel_scores
-    method, scores = method_of(settings), of(network)
+    detector, method = network.task == "detection", method_of(settings)
+    scores = scores_of(network, method)
     if others:
-        scores = ensemble_scores([of(one) for one in (network, *others)])
+        scores = ensemble_scores([scores_of(one, method) for one in (network, *others)])
     if "function" in settings or "perturbation" in settings:
         yield from own_attacks(network, problems, scores, settings, method)
         return
@@ -243,7 +297,6 @@ def perturb(
     network, others = network.to(device), [one.to(device) for one in others]
     check_alike([network, *others])
     batch = BATCH[torch.device(device).type] if batch is None else batch
-    rules = rules_of(settings, network.task)
     method = method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
     shares = None
     if pixels is not None:
@@ -271,14 +324,12 @@ def perturb(
                 if network.task == "segmentation":
                     truth = torch.from_numpy(truth).long()
 
-                def problem_of(one: Network, image=image, truth=truth, image_id=image_id) -> tuple[Problem, Targets]:
+                def problem_for(one: Network, image=image, truth=truth, image_id=image_id) -> tuple[Problem, Targets]:
                     rng = generator("adversarial labels", seed, name, image_id, *again)
-                    if one.task == "detection":
-                        return detection_problem(one, image, truth, settings, rules, rng, image_id)
-                    return segmentation_problem(one, image, truth, rules, rng, image_id, method.targets == "all")
+                    return problem_of(one, image, truth, settings, rng, image_id)
 
                 try:
-                    parts = [problem_of(one) for one in (network, *others)]
+                    parts = [problem_for(one) for one in (network, *others)]
                     problem, targets = together(parts) if others else parts[0]
                 except ValueError as error:
                     raise ImageError(f"{path}: {name} cannot attack image {image_id}: {error}") from error

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike
 
 from dag.attack.engine import Attack
 from dag.attack.methods import method_of, start
-from dag.attack.perturb import attacks, detection_problem, segmentation_problem
-from dag.attack.rules import rules_of
+from dag.attack.perturb import attacks, problem_of
 from dag.data.truths import Objects
 from dag.networks.interface import Network
 from dag.workflow import configuration
@@ -73,15 +72,12 @@ def attack_image(
     if problem := configuration.contradiction(wanted, network.task):
         raise ValueError(f"attack {attack!r}: {problem}")
     x = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)).to(device)
-    method, rules, rng = method_of(wanted), rules_of(wanted, network.task), generator("adversarial labels", seed)
+    method, rng = method_of(wanted), generator("adversarial labels", seed)
     if network.task == "segmentation":
-        label_map = torch.from_numpy(np.array(truth, np.int64))
-        if tuple(label_map.shape) != tuple(x.shape[1:]):
-            raise ValueError(f"truth has the shape {tuple(label_map.shape)}, the image {tuple(x.shape[1:])}")
-        everything = method.targets == "all"
-        one, _ = segmentation_problem(network, x, label_map, rules, rng, "the image", everything)
-    else:
-        one, _ = detection_problem(network, x, truth, wanted, rules, rng, "the image")
+        truth = torch.from_numpy(np.array(truth, np.int64))
+        if tuple(truth.shape) != tuple(x.shape[1:]):
+            raise ValueError(f"truth has the shape {tuple(truth.shape)}, the image {tuple(x.shape[1:])}")
+    one, _ = problem_of(network, x, truth, wanted, rng, "the image")
     if method.start != "zero":
         one = replace(one, first=start(x, method, generator("start", seed)))
     ((_, found),) = attacks(network.to(device), [one], wanted, device=torch.device(device).type)

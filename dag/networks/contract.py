@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dag.data.classes import VOC, ClassList, listed
-from dag.networks.interface import Detector, Proposals, Segmenter
+from dag.networks.interface import Detector, Proposals, Segmenter, objectness_of
 
 # Height and width of the image: odd and different, to detect swapped axes and sizes that must be divisible.
 SIZE = (67, 93)
 LIMIT = 20  # proposals
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_OPTIONAL = {"objectness"}
 _KINDS = {"segmentation": Segmenter, "detection": Detector}
 
 
@@ -69,7 +70,7 @@ def _check(network: nn.Module, source: bool) -> None:
     kind = _KINDS.get(getattr(network, "task", None))
     if kind is None:
         raise _Fault("its task is neither 'segmentation' nor 'detection'; derive it from Segmenter or Detector")
-    for method in (name for name, value in vars(kind).items() if inspect.isfunction(value)):
+    for method in (name for name, value in vars(kind).items() if inspect.isfunction(value) and name not in _OPTIONAL):
         if not callable(getattr(network, method, None)):
             raise _Fault(f"it has no method {method}(); define it, or derive the network from {kind.__name__}")
     classes = getattr(network, "classes", VOC)  # `build` sets them
@@ -148,6 +149,8 @@ def _check_detector(network: nn.Module, classes: ClassList, source: bool) -> Non
                 raise _Fault("scores() of a proposal depend on the other proposals; score every proposal for itself")
             _check_shares("probabilities()", network.probabilities(scores), scores.shape)
             _check_shares("confidence()", network.confidence(features, proposals), scores.shape)
+            if (objectness := objectness_of(network, features, proposals)) is not None:
+                _check_tensor("objectness()", objectness, (count,))
     with torch.no_grad():
         detections = network.detect(image)
     _check_untouched(image, "detect(images)")

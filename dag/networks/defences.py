@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dag.data.pictures import through_jpeg
-from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter
+from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter, objectness_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -132,6 +132,9 @@ class _Detector(Detector):
     def confidence(self, features, proposals: list[Proposals]) -> Tensor:
         return self.network.confidence(features, proposals)
 
+    def objectness(self, features, proposals: list[Proposals]) -> Tensor | None:
+        return objectness_of(self.network, features, proposals)
+
     def detect(self, images: Tensor) -> list[Detections]:
         return self.network.detect(self.transform(images))
 
@@ -178,6 +181,9 @@ class _ResizedDetector(Detector):
 
     def confidence(self, features, proposals: list[Proposals]) -> Tensor:
         return self.network.confidence(features[0], self._inside(features, proposals))
+
+    def objectness(self, features, proposals: list[Proposals]) -> Tensor | None:
+        return objectness_of(self.network, features[0], self._inside(features, proposals))
 
     def detect(self, images: Tensor) -> list[Detections]:
         resized = _drawn(images, *self.range)

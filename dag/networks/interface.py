@@ -36,7 +36,7 @@ class Proposals:
     boxes : Tensor, float32 (R, 4)
         (x_min, y_min, x_max, y_max), 0-based, in the frame of the image.
     index : Tensor or None, int64 (R,)
-        Single-stage networks: row of the anchor in the network's raw output.  Otherwise None.
+        Row of the anchor in the network's raw output, or in that of its region proposal network; None if unknown.
     """
 
     boxes: Tensor
@@ -108,6 +108,12 @@ class Network(nn.Module):
         for block in self.modules():
             if isinstance(block, nn.Sequential):
                 yield from ((block, *pair) for pair in pairwise(block._modules))
+
+
+def objectness_of(network: Network, features, proposals: list[Proposals]) -> Tensor | None:
+    """`Detector.objectness`, which a network from outside may lack."""
+    method = getattr(network, "objectness", None)
+    return None if method is None else method(features, proposals)
 
 
 def background_column(network: Network) -> int | None:
@@ -183,6 +189,10 @@ class Detector(Network):
         Single-stage networks multiply the class probability by the objectness.
         """
         return self.probabilities(self.scores(features, proposals))
+
+    def objectness(self, features, proposals: list[Proposals]) -> Tensor | None:
+        """Logit (R,) that a proposal is an object of any class, differentiable in the images; None: there is none."""
+        return None
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Detections with the network's normal test settings."""

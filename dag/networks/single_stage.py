@@ -57,6 +57,9 @@ class SingleStage(Detector):
         """Class logits (R, C) at the anchors of the proposals."""
         return _at(features, proposals)[:, 5:]
 
+    def objectness(self, features: Features, proposals: list[Proposals]) -> Tensor:
+        return _at(features, proposals)[:, 4]
+
     def confidence(self, features: Features, proposals: list[Proposals]) -> Tensor:
         """Objectness x class probability, (R, C)."""
         return self._confidence(_at(features, proposals))

@@ -82,6 +82,9 @@ OBJECTIVES = {
     "js": "the Jensen-Shannon divergence of softmax and label",
     "tsallis": "the Tsallis cross-entropy, q from -2 to 1",
     "margin": "the margin of the best wrong class over the true one",
+    "targeted": "the log-probability of the adversarial label",
+    "vanishing": "the log-probability that no proposal is an object (TOG)",
+    "fabrication": "the log-probability that every proposal is an object (TOG)",
 }
 
 _CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")

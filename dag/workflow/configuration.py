@@ -17,7 +17,7 @@ from dag.data import image_sets
 from dag.data.classes import ClassList
 from dag.data.readers import reader_of
 from dag.workflow import class_checks, comparisons, paths, plan
-from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, PerturbationName, check_pixels, parse
+from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, OBJECTNESS, PerturbationName, check_pixels, parse
 from dag.workflow.plan import did_you_mean
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,10 @@ def _check_attack(config: dict, source: str) -> None:
         _check_source(config, name)
         if config["networks"][name]["task"] != task:
             raise ValueError(f"attack {variant}: an ensemble has one task, {task}, and {name} another; leave it out")
-    for one in settings.get("worst_of", [settings]):
+    members = settings.get("worst_of", [settings])
+    if len(members) > 1 and (others := sorted({one.get("objective") for one in members} & OBJECTNESS.keys())):
+        raise ValueError(f"attack {variant}: {others[0]} attacks other targets than the rest of worst_of; leave it out")
+    for one in members:
         class_checks.check_labels(config, network, one, f"attack {variant or task}")
         if problem := contradiction(one, task):
             raise ValueError(f"attack {variant or task}: {problem}")
@@ -169,6 +172,8 @@ def contradiction(settings: dict, task: str) -> str | None:
         return "arguments are those of a function; name it, path/to/file.py:function"
     if not dag and "options" in settings:
         return f"options change the rules of dag; the objective {objective} has none"
+    if task == "segmentation" and objective in OBJECTNESS:
+        return f"{objective} attacks the objectness of proposals; it is for detection"
     if task == "detection" and objective == "mce-bal":
         return "mce-bal weights pixels by the frequency of their class; it is for segmentation"
     if settings.get("smooth", 1) % 2 == 0 and settings["smooth"]:

@@ -478,6 +478,14 @@ MISTAKES = {
         rows("none", "mini-fr-zf-07@apgd-mce-bal-8"),
         "tables.mine: perturbation 'mini-fr-zf-07@apgd-mce-bal-8': attack apgd-mce-bal-8: mce-bal weights pixels",
     ),
+    "objectness of pixels": (
+        rows("none", "mini-fcn-alex@vanishing-8"),
+        "tables.mine: perturbation 'mini-fcn-alex@vanishing-8': attack vanishing-8: vanishing attacks the objectness",
+    ),
+    "the worst of attacks on other targets": (
+        rows("none", "mini-fr-zf-07@x") | {"variants": {"x": {"worst_of": ["vanishing-8", "pgd-8"]}}},
+        "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: vanishing attacks other targets than the rest",
+    ),
     "the worst of the worst": (
         rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["sea-8", "pgd-8"]}}},
         "tables.mine: perturbation 'mini-fcn-alex@x': variant 'x' is the worst of 'sea-8', which is itself one",

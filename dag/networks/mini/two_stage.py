@@ -70,10 +70,10 @@ class TwoStage(RegionDetector):
         candidates: int | None,
     ) -> list[Proposals]:
         decoded = boxes.clip(boxes.decode(self.anchors(features), deltas), features.size)
-        return [
-            Proposals(image_boxes[boxes.best_boxes(image_boxes, logits, nms=nms, limit=limit, candidates=candidates)])
-            for image_boxes, logits in zip(decoded, objectness, strict=True)
-        ]
+        settings = {"nms": nms, "limit": limit, "candidates": candidates}
+        images = zip(decoded, objectness, strict=True)
+        kept = [(image_boxes, boxes.best_boxes(image_boxes, logits, **settings)) for image_boxes, logits in images]
+        return [Proposals(image_boxes[rows], rows) for image_boxes, rows in kept]
 
     def refine(self, features: Features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
         starts = torch.cat([one.boxes for one in proposals])
