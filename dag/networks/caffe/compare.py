@@ -345,6 +345,8 @@ def _build(config: Path, name: str, files: dict[str, Path]) -> Network:
     if name not in entries:
         raise ValueError(f"network {name!r} is not in {config}; known are {', '.join(entries)}")
     entry = entries[name]
+    if "of" in entry:
+        raise ValueError(f"network {name!r} in {config} is {entry['of']} behind a defence; compare {entry['of']}")
     return building.build(entry["architecture"], entry.get("arguments"), files)
 
 
