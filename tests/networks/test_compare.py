@@ -226,7 +226,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
         "fr-matlab": {"architecture": detection.FASTER, "arguments": arguments | {"convention": "matlab"}},
         "mini": {"architecture": "dag.networks.mini.fcn:fcn", "arguments": {"body": "alex", "labels": [0, 1]}},
     }
-    entries["blurred"] = {"of": "fcn", "defence": "blur", "arguments": {"sigma": 1}}
+    entries["rounded"] = {"of": "fcn", "defence": "rounding"}
     (folder / "networks.yaml").write_text(yaml.safe_dump({"networks": entries}))
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
     Image.fromarray(image).save(folder / "image.png")
@@ -344,7 +344,7 @@ def test_names_of_the_configuration_are_known():
     ("arguments", "message"),
     [
         ("resnet --weights {fcn} --image {image}", "network 'resnet' is not in .*networks.yaml; known are fcn, fr,"),
-        ("blurred --weights {fcn} --image {image}", "network 'blurred' in .*networks.yaml is fcn behind a defence; comp"),
+        ("rounded --weights {fcn} --image {image}", "network 'rounded' in .*yaml is fcn behind a defence; compare fcn"),
         ("fcn --weights {fcn}", "give either --image or --data"),
         ("fcn --weights {fcn} --image {image} --data {data}", "give either --image or --data"),
         ("fcn --image {image}", "give the weights that Caffe ran with"),
