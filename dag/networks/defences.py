@@ -11,6 +11,7 @@ Random numbers come from torch's generator of the CPU, so that a defended networ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ class _ResizedDetector(Detector):
     def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
         inner, size, whole = features
         found = self.network.propose(inner, nms=nms, limit=limit)
-        return [Proposals(_boxes(one.boxes, size, whole), one.index) for one in found]
+        return [replace(one, boxes=_boxes(one.boxes, size, whole)) for one in found]
 
     def scores(self, features, proposals: list[Proposals]) -> Tensor:
         return self.network.scores(features[0], self._inside(features, proposals))
@@ -194,7 +195,7 @@ class _ResizedDetector(Detector):
     def _inside(features, proposals: list[Proposals]) -> list[Proposals]:
         """Proposals of the image in the frame of the resized one."""
         _, size, whole = features
-        return [Proposals(_boxes(one.boxes, whole, size), one.index) for one in proposals]
+        return [replace(one, boxes=_boxes(one.boxes, whole, size)) for one in proposals]
 
 
 def is_stochastic(network: Network) -> bool:

@@ -36,17 +36,20 @@ class Proposals:
     boxes : Tensor, float32 (R, 4)
         (x_min, y_min, x_max, y_max), 0-based, in the frame of the image.
     index : Tensor or None, int64 (R,)
-        Row of the anchor in the network's raw output, or in that of its region proposal network; None if unknown.
+        Single-stage networks: row of the anchor in the network's raw output.  Otherwise None.
+    anchor : Tensor or None, int64 (R,)
+        Two-stage networks: anchor of the region proposal network that became the box.  Otherwise None.
     """
 
     boxes: Tensor
     index: Tensor | None = None
+    anchor: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: Tensor) -> Proposals:
-        return Proposals(self.boxes[rows], None if self.index is None else self.index[rows])
+        return Proposals(*(None if one is None else one[rows] for one in (self.boxes, self.index, self.anchor)))
 
 
 @dataclass(frozen=True)

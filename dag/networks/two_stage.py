@@ -60,7 +60,7 @@ class RegionDetector(Detector):
     def objectness(self, features, proposals: list[Proposals]) -> Tensor:
         """Of the region proposal network, at the anchors that became the proposals."""
         logits, _ = self.objectness_and_deltas(features)
-        return torch.cat([rows[one.index] for rows, one in zip(logits, proposals, strict=True)])
+        return torch.cat([rows[one.anchor] for rows, one in zip(logits, proposals, strict=True)])
 
     def refine(self, features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
         """Final boxes in the frame of the image: (R, C - 1, 4), or (R, 1, 4) if all classes share one box."""

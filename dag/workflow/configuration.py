@@ -172,6 +172,8 @@ def contradiction(settings: dict, task: str) -> str | None:
         return "arguments are those of a function; name it, path/to/file.py:function"
     if not dag and "options" in settings:
         return f"options change the rules of dag; the objective {objective} has none"
+    if "diversity" in settings and objective in OBJECTNESS:
+        return f"{objective} attacks the objectness of anchors, which diversity does not move; leave diversity out"
     if task == "segmentation" and objective in OBJECTNESS:
         return f"{objective} attacks the objectness of proposals; it is for detection"
     if task == "detection" and objective == "mce-bal":

@@ -561,7 +561,11 @@ def test_label_maps_agree_with_litert(shared, name):
     agreement, mine, theirs = compare(shared, name, None)
     assert len(agreement) == 72
     assert agreement.mean() >= 0.98
-    assert abs(mine["score"].item() - theirs["score"].item()) <= 0.5
+    assert abs(mine["pixel accuracy"].item() - theirs["pixel accuracy"].item()) <= 0.3
+    # Over the classes that the images show: one false pixel of another counts as an IoU of 0, 3.4 points of mIoU, and
+    # LiteRT's comes and goes with the rounding of its input, which torch resizes for it, from processor to processor.
+    apart = mine["per_class"].ravel() - theirs["per_class"].ravel()
+    assert abs(np.nanmean(apart)) <= 1 and np.nanmean(np.abs(apart)) <= 2 and np.isnan(apart).sum() <= 1
     assert mine["score"].item() > 70
 
 

@@ -482,6 +482,10 @@ MISTAKES = {
         rows("none", "mini-fcn-alex@vanishing-8"),
         "tables.mine: perturbation 'mini-fcn-alex@vanishing-8': attack vanishing-8: vanishing attacks the objectness",
     ),
+    "objectness of images that move": (
+        rows("none", "mini-fr-zf-07@x") | {"variants": {"x": {"objective": "vanishing", "diversity": 0.5}}},
+        "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: vanishing attacks the objectness of anchors, which",
+    ),
     "the worst of attacks on other targets": (
         rows("none", "mini-fr-zf-07@x") | {"variants": {"x": {"worst_of": ["vanishing-8", "pgd-8"]}}},
         "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: vanishing attacks other targets than the rest",

@@ -204,7 +204,7 @@ class CaffeDetector(RegionDetector):
         settings = {"nms": nms, "limit": limit, "candidates": candidates, "smallest": self.smallest * scale}
         images = zip(boxes.clip(decoded, frame), objectness, strict=True)
         kept = [(image_boxes, boxes.best_boxes(image_boxes, logits, **settings)) for image_boxes, logits in images]
-        return [Proposals(image_boxes[rows] / scale, rows) for image_boxes, rows in kept]
+        return [Proposals(image_boxes[rows] / scale, anchor=rows) for image_boxes, rows in kept]
 
     def windows(self, features: Features, proposals: list[Proposals], rounded: bool = False) -> Tensor:
         """Proposals as rows (image, x_min, y_min, x_max, y_max) in the frame of the resized image, (R, 5).

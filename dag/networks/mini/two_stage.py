@@ -73,7 +73,7 @@ class TwoStage(RegionDetector):
         settings = {"nms": nms, "limit": limit, "candidates": candidates}
         images = zip(decoded, objectness, strict=True)
         kept = [(image_boxes, boxes.best_boxes(image_boxes, logits, **settings)) for image_boxes, logits in images]
-        return [Proposals(image_boxes[rows], rows) for image_boxes, rows in kept]
+        return [Proposals(image_boxes[rows], anchor=rows) for image_boxes, rows in kept]
 
     def refine(self, features: Features, proposals: list[Proposals], deltas: Tensor) -> Tensor:
         starts = torch.cat([one.boxes for one in proposals])
