@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -85,8 +86,10 @@ def _points(axes: Axes, pairs: pd.DataFrame) -> None:
         # points without a comparable layer would hide each other: they are spread, in their order
         spread = pd.Series(np.linspace(-0.12, 0.12, len(mine)), mine.index)
         x = mine.correlation.fillna(_NOTHING + spread)
-        style = {"fmt": "o", "color": shade, "markersize": 2.5, "elinewidth": 0.4, "capsize": 0, "alpha": 0.7}
-        axes.errorbar(x, mine.lost, errors, **style)
+        style = {"fmt": "o", "markersize": 2.5, "markeredgewidth": 0, "elinewidth": 0.4, "capsize": 0}
+        # the more pairs, the paler their intervals, or these would hide the points
+        pale = to_rgba(shade, min(0.7, max(0.15, 15 / max(len(mine), 1))))
+        axes.errorbar(x, mine.lost, errors, color=to_rgba(shade, 0.7), ecolor=pale, **style)
     axes.axhline(0, color="0.3", linewidth=0.6)
     axes.grid(axis="y")
 
