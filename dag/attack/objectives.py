@@ -46,8 +46,8 @@ class Seen(NamedTuple):
 
     Attributes
     ----------
-    u : Tensor (N, C)
-        Scores before softmax.
+    u, highest : Tensor (N, C) and (N,)
+        Scores before softmax, and the largest of every target.
     y, to : Tensor, int64 (N,)
         True and adversarial columns.
     right, counts : Tensor, bool (N,)
@@ -59,6 +59,7 @@ class Seen(NamedTuple):
     """
 
     u: Tensor
+    highest: Tensor
     y: Tensor
     to: Tensor
     right: Tensor
@@ -90,7 +91,7 @@ def segpgd(seen: Seen):
 
 def cospgd(seen: Seen):
     """Cross-entropy weighted with the cosine of softmax and one-hot label (CosPGD, eq. 5)."""
-    return _towards_others(seen, lambda p, own: own / torch.linalg.vector_norm(p.T, dim=0))
+    return _towards_others(seen, lambda p, own: own / torch.linalg.vector_norm(p, dim=1))
 
 
 def masked(seen: Seen):
@@ -161,7 +162,7 @@ def by_rules(rules: Rules, background: int | None, probabilities: Callable[[Tens
     """The objective of the paper: every active target is pushed from its true label to its adversarial one."""
 
     def objective(f: Tensor, problem, passes: int):
-        prediction = f.argmax(1)
+        prediction = f.max(1).indices  # half the time of argmax
         pushed, left = _active(rules, f, prediction, problem, background, probabilities, passes == 0)
         suppressed = problem.labels if rules.suppress == "label" else prediction
 
@@ -183,8 +184,9 @@ def by_loss(name: str, iterations: int, shares: Tensor | None, valued: bool = Fa
     def objective(f: Tensor, problem, passes: int):
         target = problem.labels >= 0
         y, to = problem.labels.clamp(min=0), problem.adversarial.clamp(min=0)
-        right = f.argmax(1) == y
-        seen = Seen(f, y, to, right, target, min(passes + 1, iterations), iterations, shares)
+        highest, prediction = f.max(1)  # half the time of argmax
+        right = prediction == y
+        seen = Seen(f, highest, y, to, right, target, min(passes + 1, iterations), iterations, shares)
         value = torch.where(target, LOSSES[name](seen)[1](), 0).sum() if valued else f.new_zeros(())
 
         def weights(zeros: Tensor, goes: Tensor) -> Tensor:
@@ -242,7 +244,8 @@ def _log_probability(u: Tensor, y: Tensor) -> Tensor:
 
 def _towards_others(seen: Seen, weight: Callable[[Tensor, Tensor], Tensor | float]):
     """w (p - e_y), the gradient of w times the cross-entropy with constant w = weight(p, p_y), and its value."""
-    direction = seen.u.T.softmax(0).T  # scores of pixels lie column by column
+    direction = (seen.u - seen.highest[:, None]).exp_()  # softmax, in half its time: the largest scores are known
+    direction.div_(direction.sum(1, keepdim=True))
     w = weight(direction, _column(direction, seen.y))
     counted = w * seen.counts.to(direction)  # one product with the large array, not two
     direction.scatter_add_(1, seen.y[:, None], -torch.ones_like(counted)[:, None])

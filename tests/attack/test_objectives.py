@@ -22,7 +22,7 @@ def scores() -> tuple[torch.Tensor, torch.Tensor]:
 def seen(u, y, t, share=None, right=None) -> Seen:
     """Scores with the next column as the adversarial one; every target counts."""
     right = u.argmax(1) == y if right is None else right
-    return Seen(u, y, (y + 1) % u.shape[1], right, torch.ones_like(right), t, T, share)
+    return Seen(u, u.detach().amax(1), y, (y + 1) % u.shape[1], right, torch.ones_like(right), t, T, share)
 
 
 SHARES = torch.tensor([0.5, 0.25, 2.0, 1.0, 0.125], dtype=torch.float64)
