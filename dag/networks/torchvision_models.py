@@ -99,7 +99,7 @@ def detector(name: str, labels: Sequence[int] | None = None, **settings) -> Dete
     if name in _NO_EPSILON:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0
+                module.eps = torch.finfo(torch.float32).tiny  # torch 2.11 refuses 0; added to a variance, it is nothing
     if isinstance(network, FasterRCNN):
         return _TwoStage(network, columns, softmax=True)
     return _SingleStage(network, columns, softmax=isinstance(network, SSD))
