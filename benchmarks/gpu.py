@@ -13,7 +13,7 @@ innermost the same with channels innermost in memory
 compiled  the same with torch.compile on the body or trunk
 graphed   the same with its passes recorded as a CUDA graph
 
-The last four are compared with `eager` before they are timed: they are no part of the package, and whether they are
+The last three are compared with `eager` before they are timed: they are no part of the package, and whether they are
 worth it is what this program finds out.  `start` is what a mode costs until its first pass has been made.  With --tune
 cuDNN tries its algorithms for every shape, and remembers them for the process, instead of guessing
 (`torch.backends.cudnn.benchmark`).  Times are those of the clock, the device waited for.  The goals are G1: `network`

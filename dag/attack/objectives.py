@@ -242,7 +242,9 @@ def _log_probability(u: Tensor, y: Tensor) -> Tensor:
     return _column(u, y) - u.logsumexp(1)
 
 
-def _towards_others(seen: Seen, weight: Callable[[Tensor, Tensor], Tensor | float]):
+def _towards_others(
+    seen: Seen, weight: Callable[[Tensor, Tensor], Tensor | float]
+) -> tuple[Tensor, Callable[[], Tensor]]:
     """w (p - e_y), the gradient of w times the cross-entropy with constant w = weight(p, p_y), and its value."""
     direction = (seen.u - seen.highest[:, None]).exp_()  # softmax, in half its time: the largest scores are known
     direction.div_(direction.sum(1, keepdim=True))

@@ -81,6 +81,11 @@ def objectness_scores(network: Detector) -> Callable[[Tensor, list[Problem]], li
     return scores
 
 
+def first_method(settings: dict) -> Method:
+    """The method that decides about targets and start: all of `worst_of` have the same of the first."""
+    return method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
+
+
 def scores_of(network: Network, method: Method) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
     """f for `dag.attack.engine` of what a method attacks."""
     if method.objective in OBJECTNESS:
@@ -96,8 +101,7 @@ def problem_of(network: Network, image: Tensor, truth: Tensor | Objects, setting
     ValueError
         If the network does not know a class of the truth, or lacks the objectness that the method attacks.
     """
-    first = settings["worst_of"][0] if "worst_of" in settings else settings
-    method, rules = method_of(first), rules_of(settings, network.task)
+    method, rules = first_method(settings), rules_of(settings, network.task)
     if method.objective in OBJECTNESS:
         return objectness_problem(network, image, settings, method.objective, name)
     if network.task == "detection":
@@ -297,7 +301,7 @@ def perturb(
     network, others = network.to(device), [one.to(device) for one in others]
     check_alike([network, *others])
     batch = BATCH[torch.device(device).type] if batch is None else batch
-    method = method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
+    method = first_method(settings)
     shares = None
     if pixels is not None:
         counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64)

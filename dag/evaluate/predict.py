@@ -21,7 +21,7 @@ from dag.data.image_sets import ImageError
 from dag.data.truths import for_image_set
 from dag.evaluate.cells import Cell
 from dag.networks.chance import seeded
-from dag.networks.interface import Detections, Network, rows_of
+from dag.networks.interface import Detections, Network, is_stochastic, rows_of
 from dag.networks.layers.precision import arithmetic
 from dag.workflow import store
 from dag.workflow.overlap import ahead
@@ -122,9 +122,7 @@ def predict(
 
 def _shares(network: Network) -> bool:
     """Whether variants of an image may share a pass: what is said of one must not depend on the others."""
-    if getattr(network, "stochastic", False):
-        return False
-    return network.task == "segmentation" or getattr(network, "independent", False)
+    return not is_stochastic(network) and (network.task == "segmentation" or getattr(network, "independent", False))
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -289,7 +287,7 @@ def _naming(cells: Sequence[Cell], image_id: str, image: NDArray) -> Iterator[No
 @contextmanager
 def _seeded(network: Network, cell: Cell, image_id: str, seed: int) -> Iterator[None]:
     """Have a network that draws random numbers draw the same ones for a cell and an image whenever it sees them."""
-    if not getattr(network, "stochastic", False):
+    if not is_stochastic(network):
         yield
         return
     rng = generator("stochastic victim", seed, cell.victim, cell.perturbation, cell.pixels, image_id)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dag.data.classes import VOC, ClassList, listed
-from dag.networks.interface import Detector, Proposals, Segmenter, objectness_of
+from dag.networks.interface import Detector, Proposals, Segmenter, is_stochastic, objectness_of
 
 # Height and width of the image: odd and different, to detect swapped axes and sizes that must be divisible.
 SIZE = (67, 93)
@@ -75,7 +75,7 @@ def _check(network: nn.Module, source: bool) -> None:
             raise _Fault(f"it has no method {method}(); define it, or derive the network from {kind.__name__}")
     classes = getattr(network, "classes", VOC)  # `build` sets them
     _check_labels(getattr(network, "labels", None), kind, classes)
-    if source and getattr(network, "stochastic", False):
+    if source and is_stochastic(network):
         raise _Fault("it is random, so it is no source of perturbations; make them from the network without it")
     modes = [module.training for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -204,7 +204,7 @@ def _check_scores(
     if not _close(values, scores):
         raise _Fault(
             f"{what} differs from pass to pass with the same torch.manual_seed(); draw random numbers by torch"
-            if getattr(network, "stochastic", False)
+            if is_stochastic(network)
             else f"{what} differs from pass to pass; random layers, like dropout, must be off in evaluation mode, or "
             "the network says `stochastic = True`"
         )
@@ -225,7 +225,7 @@ def _check_scores(
 
 def _seeded(network: nn.Module) -> nn.Module:
     """The network, its random numbers drawn from the start if it is meant to draw any."""
-    if getattr(network, "stochastic", False):
+    if is_stochastic(network):
         torch.default_generator.manual_seed(0)
     return network
 

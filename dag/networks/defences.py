@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dag.data.pictures import through_jpeg
-from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter, objectness_of
+from dag.networks.interface import Detections, Detector, Network, Proposals, Segmenter, is_stochastic, objectness_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -196,11 +196,6 @@ class _ResizedDetector(Detector):
         """Proposals of the image in the frame of the resized one."""
         _, size, whole = features
         return [replace(one, boxes=_boxes(one.boxes, whole, size)) for one in proposals]
-
-
-def is_stochastic(network: Network) -> bool:
-    """Whether a network says that it draws random numbers; one from outside may lack the attribute."""
-    return getattr(network, "stochastic", False)
 
 
 def _check_positive(defence: str, **arguments: float) -> None:

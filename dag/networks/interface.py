@@ -113,6 +113,11 @@ class Network(nn.Module):
                 yield from ((block, *pair) for pair in pairwise(block._modules))
 
 
+def is_stochastic(network: nn.Module) -> bool:
+    """Whether a network says that it draws random numbers; one from outside may lack the attribute."""
+    return getattr(network, "stochastic", False)
+
+
 def objectness_of(network: Network, features, proposals: list[Proposals]) -> Tensor | None:
     """`Detector.objectness`, which a network from outside may lack."""
     method = getattr(network, "objectness", None)

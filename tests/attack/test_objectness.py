@@ -58,7 +58,7 @@ def test_vanishing_and_fabrication_move_the_objectness_of_the_proposals():
             for name, x in (("clean", problem.image), (objective, problem.image + r)):
                 logits = network.objectness(network.features(x[None]), [problem.where])
                 means[name] = logits.sigmoid().mean().item()
-                wrong = (logits > 0) == bool(objective == "vanishing")
+                wrong = (logits > 0) == (objective == "vanishing")
                 if name != "clean":  # active: what is not yet as wanted
                     assert found.active[-1] == int(wrong.sum())
     noise = problem.image + 8 * torch.randn(problem.image.shape, generator=torch.Generator().manual_seed(0)).sign()
