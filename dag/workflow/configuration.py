@@ -129,8 +129,11 @@ def _check_attack(config: dict, source: str) -> None:
         if config["networks"][name]["task"] != task:
             raise ValueError(f"attack {variant}: an ensemble has one task, {task}, and {name} another; leave it out")
     members = settings.get("worst_of", [settings])
-    if len(members) > 1 and (others := sorted({one.get("objective") for one in members} & OBJECTNESS.keys())):
-        raise ValueError(f"attack {variant}: {others[0]} attacks other targets than the rest of worst_of; leave it out")
+    if len({_begins(one, task) for one in members}) > 1:
+        raise ValueError(
+            f"attack {variant}: the attacks of worst_of have one set of targets and one start, those of the first; "
+            "name attacks that agree in targets, start and eps, on objectness or not"
+        )
     for one in members:
         class_checks.check_labels(config, network, one, f"attack {variant or task}")
         if problem := contradiction(one, task):
@@ -139,6 +142,14 @@ def _check_attack(config: dict, source: str) -> None:
             _check_function(one["function"])
         if not Path(one.get("perturbation", ".")).is_dir():
             raise ValueError(f"attack {variant}: there is no folder {one['perturbation']} in {Path.cwd()}")
+
+
+def _begins(settings: dict, task: str) -> tuple:
+    """What decides the targets and the start of an attack."""
+    objective, start = settings.get("objective"), settings.get("start", "zero")
+    targets = settings.get("targets", "foreground") if task == "segmentation" else None
+    ball = (settings.get("budget"), settings.get("eps")) if start != "zero" else None
+    return targets, start, ball, objective if objective in OBJECTNESS else None
 
 
 def contradiction(settings: dict, task: str) -> str | None:

@@ -488,7 +488,15 @@ MISTAKES = {
     ),
     "the worst of attacks on other targets": (
         rows("none", "mini-fr-zf-07@x") | {"variants": {"x": {"worst_of": ["vanishing-8", "pgd-8"]}}},
-        "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: vanishing attacks other targets than the rest",
+        "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: the attacks of worst_of have one set",
+    ),
+    "the worst of attacks with other starts": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["apgd-mce-8", "pgd-8"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the attacks of worst_of have one set",
+    ),
+    "the worst of attacks on more pixels": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["dag-8", "mi-fgsm-8"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the attacks of worst_of have one set",
     ),
     "the worst of the worst": (
         rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["sea-8", "pgd-8"]}}},
