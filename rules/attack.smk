@@ -1,6 +1,7 @@
 """Perturbations: made by sources, added up, scaled, and controls of all of them.
 
 PRODUCTS  results/{experiment}/{image_set}/perturbations/{perturbation}/{shard}.h5
+          results/{experiment}/{image_set}/planted/{network}.json         a self-test of the attacks
           results/{experiment}/shapes/{product}.h5
           results/{experiment}/export/{image_set}/{perturbation}/index.csv, images/, perturbations/
 
@@ -38,6 +39,35 @@ rule perturb:
         code=code("scripts/attack/perturb.py"),
     script:
         "../scripts/attack/perturb.py"
+
+
+rule plant:
+    """Whether the attacks on a network find an adversarial example that is known to exist, on the first images."""
+    input:
+        weights=lambda wildcards: list(paths.weights(config, wildcards.network).values()),
+        lists=lambda wildcards: lists_of(wildcards.image_set),
+    output:
+        "results/{experiment}/{image_set}/planted/{network}.json",
+    log:
+        "logs/plant/{experiment}/{image_set}/{network}.txt",
+    conda:
+        "../environment.yml"
+    resources:
+        gpu=lambda wildcards: budget.gpus(config, [wildcards.network]),
+        mem_mb=lambda wildcards: budget.memory_mb(config, [wildcards.network]),
+        runtime=lambda wildcards: jobs.plant_minutes(config, wildcards.network, wildcards.image_set),
+    params:
+        network=lambda wildcards: jobs.network(config, wildcards.network),
+        image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
+        shard=lambda wildcards: plan.shards(config, wildcards.image_set)[0],
+        contents=lambda wildcards: jobs.attack_contents(
+            config, wildcards.image_set, wildcards.network, plan.shards(config, wildcards.image_set)[0]
+        ),
+        sources=lambda wildcards: jobs.planted(config, wildcards.network, wildcards.image_set),
+        seed=config["seed"],
+        code=code("scripts/attack/plant.py"),
+    script:
+        "../scripts/attack/plant.py"
 
 
 rule shape:

@@ -127,6 +127,7 @@ rule tabulate_self_tests:
     input:
         scores=[f"{paths.results(config)}/scores/{name}.json" for name in jobs.compared(config)],
         shards=paths.source_shards(config, plan.all_source_sets(config)),
+        planted=paths.planted(config),
     output:
         csv="results/{experiment}/tables/self_tests.csv",
         markdown=report(

@@ -168,6 +168,7 @@ def attacks(
     device: str = "cpu",
     shares: Tensor | None = None,
     others: Sequence[Network] = (),
+    readout: Callable | None = None,
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
 
@@ -180,12 +181,18 @@ def attacks(
     With `others` the attack is one on the sum of the losses of all these networks, and the problems are those of
     `dag.attack.ensemble.together`.
 
+    With a `readout` the scores are what that makes of the network's, and the columns are its own; the problems are
+    those of `dag.attack.planted.planted`.
+
     With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
     counted again, and an image that has targets left gets the steps that are left to it.
     """
     if "worst_of" in settings:
         while together := list(islice(problems := iter(problems), batch)):
-            found = [dict(attacks(network, together, each, batch, device, shares)) for each in settings["worst_of"]]
+            found = [
+                dict(attacks(network, together, each, batch, device, shares, readout=readout))
+                for each in settings["worst_of"]
+            ]
             for problem in together:
                 tried = [one[problem] for one in found]
                 worst = min(tried, key=lambda attack: min(attack.active, default=0))
@@ -195,19 +202,22 @@ def attacks(
     scores = scores_of(network, method)
     if others:
         scores = ensemble_scores([scores_of(one, method) for one in (network, *others)])
+    rules = rules_of(settings, network.task)
+    if readout:
+        scores, rules = readout(scores), replace(rules, strength=None)
     if "function" in settings or "perturbation" in settings:
         yield from own_attacks(network, problems, scores, settings, method)
         return
     run = partial(
         dense_adversaries,
         scores=scores,
-        rules=rules_of(settings, network.task),
+        rules=rules,
         iterations=settings["iterations"],
         step=settings["step"],
         method=method,
         shares=shares,
-        background=background_column(network),
-        probabilities=network.probabilities if detector else None,
+        background=None if readout else background_column(network),
+        probabilities=network.probabilities if detector and not readout else None,
         batch=batch,
         late=device == "cuda",
     )
@@ -321,12 +331,7 @@ def perturb(
             read = ((image[1], reader.image(image), reader.truth(network.task, image)) for image in group)
             for image_id, pixels, truth in ahead(read):
                 image = torch.from_numpy(pixels).to(device)
-                if truth is None:
-                    truth = predicted(clean_prediction(network, image, match))
-                if match is not None:
-                    truth = for_network(truth, match)
-                if network.task == "segmentation":
-                    truth = torch.from_numpy(truth).long()
+                truth = truth_of(network, image, truth, match)
 
                 def problem_for(one: Network, image=image, truth=truth, image_id=image_id) -> tuple[Problem, Targets]:
                     rng = generator("adversarial labels", seed, name, image_id, *again)
@@ -384,6 +389,15 @@ def perturb(
             for problem, _ in begun.values():
                 interruption.add_note(f"{name} was attacking image {problem.name} ({_pixels(problem.image)})")
             raise
+
+
+def truth_of(network: Network, image: Tensor, truth: NDArray | Objects | None, match: Match | None):
+    """The truth that is attacked: label map (H, W), int64, or objects, in ids of the network; without any, its own."""
+    if truth is None:
+        truth = predicted(clean_prediction(network, image, match))
+    if match is not None:
+        truth = for_network(truth, match)
+    return torch.from_numpy(truth).long() if network.task == "segmentation" else truth
 
 
 def clean_prediction(network: Network, image: Tensor, match: Match | None) -> NDArray:

@@ -13,6 +13,7 @@ from dag.data.truths import Objects, predicted
 from dag.evaluate.cells import detections_of, read_manifest
 from dag.report.wording import UNANNOTATED, row_label
 from dag.workflow import plan, store
+from dag.workflow.files import read_json
 from dag.workflow.names import parse
 
 
@@ -55,6 +56,29 @@ def records(shards: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dic
     return [
         entry | {"missing": [image_id for pair in found[name].values() for image_id in _missing(*pair)]}
         for name, entry in sources.items()
+    ]
+
+
+def planted(files: Sequence[Path], networks: Mapping[str, Mapping]) -> list[dict]:
+    """Rows of `dag.attack.planted.find_planted`, with the `network`, the `image_set` and the `label` of the source.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        {image_set}/planted/{network}.json
+    networks : mapping
+        {name: {"label", "task"}}.
+    """
+    labels = {name: entry["label"] for name, entry in networks.items()}
+    return [
+        row
+        | {
+            "network": file.stem,
+            "image_set": file.parent.parent.name,
+            "label": row_label(row["source"], labels, {}),
+        }
+        for file in map(Path, files)
+        for row in read_json(file)
     ]
 
 

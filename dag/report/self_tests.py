@@ -2,7 +2,7 @@
 
 A network that withstands an attack is robust, or the attack is weak.  Most published evaluations that were looked at
 again had been of the second kind, and simple tests would have told (Carlini et al., 2019; Zimmermann et al., 2022).
-The tests here need no network: they read scores and the records of the attacks.
+The tests here need no network: they read scores, the records of the attacks, and what became of planted examples.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from dag.report.frames import RESOLVED
 
 # What of the clean score may be left at the largest budget.
 LEFT = 0.05
+# What of a planted example has to be found.
+FOUND = 0.95
 
-CAPTION = (
-    f"With fewer than {FEWEST} images nothing is resolved. Not among the tests: whether an adversarial example that "
-    "was planted within the budget is found."
-)
+CAPTION = f"With fewer than {FEWEST} images nothing is resolved."
 
 
-def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequence[Mapping]) -> pd.DataFrame:
+def self_tests(
+    budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequence[Mapping], planted: Sequence[Mapping]
+) -> pd.DataFrame:
     """Every test with its verdict.
 
     Parameters
@@ -35,6 +36,8 @@ def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequenc
         occur in several of them; empty if there is none.
     sources : sequence of dict
         Of `dag.report.collect.records`: the attacks with their settings and records.
+    planted : sequence of dict
+        Of `dag.attack.planted.find_planted`, with the `network`, the `image_set` and the `label` of the source.
 
     Returns
     -------
@@ -48,6 +51,7 @@ def self_tests(budgets: pd.DataFrame, iterations: pd.DataFrame, sources: Sequenc
         _budget_kept(sources),
         _gradients(sources),
         _better_than_the_start(sources),
+        _planted(planted),
         _falls_to_zero(budgets),
         _never_helps(budgets, "A larger budget never helps the network", "ε"),
         _never_helps(iterations, "More iterations never help the network", "iterations"),
@@ -121,6 +125,34 @@ def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
         "iterate, mean over the images; holds if the difference exceeds its error for every attack.",
         f"{len(texts)} attacks, those with the least difference {'; '.join(least)}" * bool(texts),
         _together(verdicts),
+    )
+
+
+def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
+    """Share of the planted targets that every attack changes, and that of the best with the same budget."""
+    shares: dict[str, list[float]] = {}
+    budgets: dict[tuple, set[str]] = {}
+    for row in planted:
+        if row["targets"]:
+            shares.setdefault(row["label"], []).append(1 - row["left"] / row["targets"])
+            budgets.setdefault(tuple(row[key] for key in ("network", "image_set", "budget", "eps")), set()).add(
+                row["label"]
+            )
+    means = {label: float(np.mean(found)) for label, found in shares.items()}
+    best = [max(means[label] for label in labels) for labels in budgets.values()]
+    short = sorted((label for label, share in means.items() if share < FOUND), key=means.get)
+    texts = [f"{len(means)} attacks, the best of each network and budget {100 * min(best, default=0):.0f} % or more"]
+    if short:
+        listed = ", ".join(f"{label} {100 * means[label]:.0f} %" for label in short[:5])
+        texts.append(f"below {100 * FOUND:.0f} % are {len(short)}: {listed}{', ...' if len(short) > 5 else ''}")
+    return (
+        "A planted adversarial example is found",
+        "masked gradients, weak attacks",
+        "Targets with a readout of the network's scores that changes at a random corner of the budget, on the first "
+        f"images of an image set; holds if one attack of every network and budget changes {100 * FOUND:.0f} % of them, "
+        "too. An attack that does not is weaker than another, and what withstands it alone need not be robust.",
+        "; ".join(texts) * bool(best),
+        ABSENT if not best else FAILS if min(best) < FOUND else HOLDS,
     )
 
 

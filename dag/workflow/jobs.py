@@ -12,6 +12,7 @@ from pathlib import Path
 from dag.data import image_sets as data
 from dag.workflow import budget, comparisons, contents, digests, paths, plan
 from dag.workflow.contents import Contents
+from dag.workflow.names import PLANTED
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,6 +288,18 @@ def table_scores(config: dict, *layouts: str) -> list[str]:
 def attack_minutes(config: dict, source: str) -> int:
     """Run time of `perturb` to ask a scheduler for."""
     return budget.run_time_minutes(budget.attack_seconds(config, source, config["shard_size"]), small=480)
+
+
+def planted(config: dict, network: str, image_set: str) -> dict[str, dict]:
+    """Settings of the attacks on a network that have to find a planted example, by source."""
+    return {source: attack(config, source) for source in plan.planted_sources(config)[network, image_set]}
+
+
+def plant_minutes(config: dict, network: str, image_set: str) -> int:
+    """Run time of `plant` to ask a scheduler for."""
+    sources = plan.planted_sources(config)[network, image_set]
+    seconds = sum(budget.attack_seconds(config, source, PLANTED) for source in sources)
+    return budget.run_time_minutes(seconds, small=240)
 
 
 def shape_minutes(config: dict, product: str) -> int:

@@ -29,6 +29,9 @@ DEFENDED_SOURCES = ("blur",)
 # Objectives on the objectness of proposals, and the column that each wants: no object, or one everywhere.
 OBJECTNESS = {"vanishing": 0, "fabrication": 1}
 
+# Images of an image set, from the first, in which adversarial examples are planted.
+PLANTED = 2
+
 # The attack of a source made again, `x.drawn-2`, with other adversarial labels and another random start; the source
 # itself is the first draw.
 DRAWN = "drawn"

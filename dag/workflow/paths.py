@@ -158,6 +158,13 @@ def source_shards(config: dict, sources: Iterable[tuple[str, str]]) -> list[str]
     ]
 
 
+def planted(config: dict) -> list[str]:
+    """What became of the examples that were planted for the attacks of `all`."""
+    return [
+        f"{results(config)}/{image_set}/planted/{network}.json" for network, image_set in plan.planted_sources(config)
+    ]
+
+
 def exported(config: dict) -> list[str]:
     """Folders of perturbations that are written as files of their own."""
     return [

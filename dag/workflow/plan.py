@@ -190,6 +190,22 @@ def all_source_sets(config: dict) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pair for entry in products(config).values() for pair in source_sets(entry)))
 
 
+def planted_sources(config: dict) -> dict[tuple[str, str], list[str]]:
+    """Sources of `all` that have to find a planted example, by network and image set; see `dag.attack.planted`.
+
+    Those that run on the engine, on one network, within a budget.  Not with diversity: it moves the pixels that a
+    readout belongs to.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for source, image_set in all_source_sets(config):
+        settings = attack(config, source)
+        each = settings.get("worst_of", [settings])
+        outside = any(one.get(key) for one in each for key in ("function", "perturbation", "ensemble", "diversity"))
+        if each[0].get("budget") and not outside and "ensemble" not in settings and shards(config, image_set):
+            found.setdefault((network_of(source), image_set), []).append(source)
+    return found
+
+
 def further_draws(config: dict) -> list[tuple[str, str]]:
     """(draw of a source, image set) pairs that `all` needs beside these."""
     found = {}

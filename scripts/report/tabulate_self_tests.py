@@ -7,7 +7,7 @@ start(snakemake.log[0])
 
 import pandas as pd
 
-from dag.report.collect import records
+from dag.report.collect import planted, records
 from dag.workflow.files import read_json, write_text
 
 params = snakemake.params
@@ -15,6 +15,11 @@ tables = {"eps": [pd.DataFrame()], "iterations": [pd.DataFrame()]}
 for path, entry in zip(snakemake.input.scores, params.compared, strict=True):
     tables[entry["along"]].append(frames.robustness(read_json(path), entry["series"], entry["along"], "float"))
 budgets, iterations = (pd.concat(frames_along, ignore_index=True) for frames_along in tables.values())
-frame = self_tests.self_tests(budgets, iterations, records(snakemake.input.shards, params.networks))
+frame = self_tests.self_tests(
+    budgets,
+    iterations,
+    records(snakemake.input.shards, params.networks),
+    planted(snakemake.input.planted, params.networks),
+)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(snakemake.output.markdown, claims.to_markdown(frame, "Can these attacks be believed?", self_tests.CAPTION))

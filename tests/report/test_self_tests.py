@@ -6,7 +6,7 @@ import pytest
 from dag.report.claims import ABSENT, FAILS, HOLDS, OPEN
 from dag.report.self_tests import self_tests
 
-KEPT, NOWHERE_ZERO, BETTER, TO_ZERO, LARGER, MORE = range(6)
+KEPT, NOWHERE_ZERO, BETTER, FOUND, TO_ZERO, LARGER, MORE = range(7)
 
 
 def row(attack, value, score, se=1.0, task="detection"):
@@ -38,12 +38,21 @@ def source(largest=8.0, status="iteration limit", first=30, active=(30, 5), imag
     return {"source": "net@pgd-8", "label": "Net (pgd-8)", "settings": known, "records": records, "missing": []}
 
 
-def verdict(test, budgets=None, iterations=None, sources=None):
+def plant(*left, label="Net (pgd-8)", eps=8, targets=200):
+    """What an attack leaves of the example in every image."""
+    known = {"network": "net", "image_set": "s", "label": label, "budget": "linf", "eps": eps, "targets": targets}
+    return [known | {"left": number} for number in left]
+
+
+def verdict(test, budgets=None, iterations=None, sources=None, planted=()):
     empty = pd.DataFrame()
     frame = self_tests(
-        empty if budgets is None else budgets, empty if iterations is None else iterations, sources or [source()]
+        empty if budgets is None else budgets,
+        empty if iterations is None else iterations,
+        sources or [source()],
+        planted,
     )
-    assert len(frame) == 6
+    assert len(frame) == 7
     return frame.verdict[test]
 
 
@@ -64,6 +73,12 @@ def verdict(test, budgets=None, iterations=None, sources=None):
             {"sources": [source(settings={"budget": "linf", "eps": 8, "start": "uniform", "stages": [[1, 1]]})]},
             ABSENT,
         ),
+        (FOUND, {}, ABSENT),
+        (FOUND, {"planted": plant(0, 20)}, HOLDS),  # 100 % and 90 %
+        (FOUND, {"planted": plant(0, 22)}, FAILS),
+        (FOUND, {"planted": plant(100, 100) + plant(0, 0, label="Net (cospgd-8)")}, HOLDS),  # one of both suffices
+        (FOUND, {"planted": plant(100, 100, eps=2) + plant(0, 0, label="Net (cospgd-8)")}, FAILS),  # of that budget
+        (FOUND, {"planted": plant(0, targets=0)}, ABSENT),
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 1.0)}, HOLDS),  # 1 + 1.96 < 4
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 3.0)}, OPEN),
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 9.0)}, FAILS),
@@ -80,12 +95,12 @@ def test_verdicts(test, given, expected):
 
 
 def test_few_images_resolve_nothing_but_what_is_exact():
-    frame = self_tests(curve(80.0, 40.0, 1.0), pd.DataFrame(), [source(images=9)])
-    assert frame.verdict.tolist() == [HOLDS, OPEN, OPEN, OPEN, OPEN, ABSENT]
+    frame = self_tests(curve(80.0, 40.0, 1.0), pd.DataFrame(), [source(images=9)], plant(0))
+    assert frame.verdict.tolist() == [HOLDS, OPEN, OPEN, OPEN, OPEN, OPEN, ABSENT]
 
 
 def test_what_is_wrong_is_named():
-    frame = self_tests(curve(80.0, 1.0, 30.0), pd.DataFrame(), [source(largest=9.0)])
+    frame = self_tests(curve(80.0, 1.0, 30.0), pd.DataFrame(), [source(largest=9.0)], ())
     assert frame.value[KEPT] == "Net (pgd-8): 9 of 8"
     assert frame.value[LARGER] == "Net, pgd: 1.0 at ε = 2, 30.0 at ε = 4"
     assert frame.value[TO_ZERO] == "Net, pgd: mAP 30.0 ± 1.0 of 80.0 at ε = 4"
@@ -93,7 +108,7 @@ def test_what_is_wrong_is_named():
 
 def test_the_attacks_with_the_least_difference_are_named():
     sources = [source(active=(30, last)) | {"label": f"Net ({last})"} for last in (5, 20, 10, 1)]
-    value = self_tests(pd.DataFrame(), pd.DataFrame(), sources).value[BETTER]
+    value = self_tests(pd.DataFrame(), pd.DataFrame(), sources, ()).value[BETTER]
     assert value.startswith("4 attacks") and [f"Net ({n})" in value for n in (5, 20, 10, 1)] == [
         True,
         True,
@@ -104,5 +119,14 @@ def test_the_attacks_with_the_least_difference_are_named():
 
 def test_a_row_of_a_table_and_of_a_figure_counts_once():
     once = curve(80.0, 40.0, 10.0, 1.0)
-    value = self_tests(pd.concat([once, once], ignore_index=True), pd.DataFrame(), [source()]).value[LARGER]
+    value = self_tests(pd.concat([once, once], ignore_index=True), pd.DataFrame(), [source()], ()).value[LARGER]
     assert value == "2 comparisons, no rise"
+
+
+def test_attacks_that_miss_a_planted_example_are_named():
+    planted = plant(0, 4) + plant(20, 60, label="Net (pgd-2)", eps=2) + plant(30, 70, label="Net (weak)", eps=2)
+    value = self_tests(pd.DataFrame(), pd.DataFrame(), [source()], planted).value[FOUND]
+    assert value == (
+        "3 attacks, the best of each network and budget 80 % or more; "
+        "below 95 % are 2: Net (weak) 75 %, Net (pgd-2) 80 %"
+    )

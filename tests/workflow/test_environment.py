@@ -185,7 +185,7 @@ def test_no_registry_is_named():
 ROOMS = ["data", "workflow", "networks", "attack", "evaluate", "report"]
 # Most jobs and the planning start without torch, whose import takes seconds.
 NEEDS_TORCH = re.compile(
-    r"networks|attack\.(adv_lib|diversity|engine|ensemble|methods|objectives|targets|own|perturb|shapes|single)|evaluate\.predict"
+    r"networks|attack\.(adv_lib|diversity|engine|ensemble|methods|objectives|targets|own|perturb|planted|shapes|single)|evaluate\.predict"
 )
 # Pure functions: these open neither images nor results.
 NO_IMAGE_OR_RESULT_FILES = re.compile(
@@ -196,6 +196,7 @@ NO_IMAGE_OR_RESULT_FILES = re.compile(
 # A job of these stages also builds the network that it runs, chooses images by their scores, or reads cells.
 OTHER_ROOMS = {
     "attack/perturb": {"networks"},
+    "attack/plant": {"networks"},
     "attack/shape": {"networks"},
     "evaluate/compare_networks": {"networks"},
     "evaluate/predict": {"networks"},

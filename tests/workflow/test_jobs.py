@@ -174,3 +174,33 @@ def test_a_changed_image_concerns_its_shard_and_a_loss_that_counts_pixels_all(tm
     assert changed("JPEGImages/e.jpg") == {"perturb a 2", "perturb a balanced 2", "predict 2", "shape"}
     # of a shard that is given up nothing counts
     assert changed("JPEGImages/c.jpg") == changed("Annotations/c.xml") == set()
+
+
+def test_which_attacks_have_to_find_a_planted_example():
+    """Those within a budget, on one network, that run on the engine; on the first shard that is not given up."""
+    ball = {"budget": "linf", "eps": 8}
+    variants = {
+        "in": ball,
+        "worst": {"worst_of": ["in", "own"]},
+        "worst-in": {"worst_of": ["in"]},
+        "own": ball | {"function": "x:y"},
+        "theirs": ball | {"perturbation": "folder"},
+        "both": ball | {"ensemble": ["c"]},
+        "di": ball | {"diversity": 0.5},
+    }
+    rows = ["none", "a", *(f"a@{name}" for name in variants), "c@in"]
+    table = {"layout": "transfer", "image_set": "s", "perturbations": rows, "victims": ["a"]}
+    config = merge(
+        CONFIG,
+        {
+            "attacks": {"segmentation": {"step": 1}, "detection": {}},
+            "variants": variants,
+            "tables": {"t": table},
+            "targets": ["t"],
+        },
+    )
+    assert plan.planted_sources(config) == {("a", "s"): ["a@in", "a@worst-in"], ("c", "s"): ["c@in"]}
+    assert paths.planted(config) == ["results/e/s/planted/a.json", "results/e/s/planted/c.json"]
+    assert jobs.planted(config, "c", "s") == {"c@in": {"step": 1} | ball}
+    gone = config | {"given_up": ["s/0000", "s/0001", "s/0002"]}
+    assert plan.planted_sources(gone) == {} and paths.planted(gone) == []

@@ -1,0 +1,186 @@
+"""A self-test of attacks: is an adversarial example found that is known to exist?
+
+Zimmermann et al., "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022: within the budget a
+point is drawn, the planted example, and the network gets a readout with two columns that answers differently there.
+An attack that does not change the answer is too weak, or cannot follow the gradient of the network.
+
+Here every target has a readout of its own, linear in its scores u.  With the clean scores u_0, those of the planted
+example u_1 and d = u_1 - u_0, it is s = d (u - u_0) / |d|^2: 0 at the clean image, 1 at the planted example.  It
+answers "planted" above the middle between 1 and the largest s at the clean image and at random points of the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dag.attack.engine import Problem
+from dag.attack.methods import Method, start
+from dag.attack.perturb import attacks, first_method, problem_of, scores_of, truth_of
+from dag.data.classes import Match
+from dag.data.readers import VOC_LAYOUT, Reader
+from dag.networks.interface import Network
+from dag.workflow.seeds import generator
+
+# Random points of the budget that a readout has to tell from the planted example.
+POINTS = 8
+# Difference of the two columns for a difference of 1 in s: as sure as a trained network, not so sure that p is 0.
+GAIN = 10.0
+
+Scores = Callable[[Tensor, list[Problem]], list[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """What stands in for `Problem.where` of a planted problem.
+
+    Attributes
+    ----------
+    problem : Problem
+        That of the network.
+    direction : Tensor (N, C)
+        d / |d|^2 of every target.
+    offset : Tensor (N,)
+        s is ``direction * u - offset``, and above 0 where the answer is "planted".
+    """
+
+    problem: Problem
+    direction: Tensor
+    offset: Tensor
+
+
+def find_planted(
+    network: Network,
+    images: Sequence[tuple[Path, str]],
+    sources: Mapping[str, dict],
+    *,
+    seed: int,
+    name: str,
+    reader: Reader = VOC_LAYOUT,
+    match: Match | None = None,
+    device: str = "cpu",
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> list[dict]:
+    """Plant one example in every image, and let every attack look for it.
+
+    Parameters
+    ----------
+    network : Network
+    images : list of (root, image id)
+    sources : mapping of str to dict
+        Settings of attacks with a budget, by the names of their sources.
+    seed, name
+        With the image id they seed the example: the same for attacks of one budget.
+    reader, match, device, progress
+        As of `dag.attack.perturb.perturb`.
+
+    Returns
+    -------
+    list of dict
+        `source`, `image`, `budget`, `eps`; `targets`, how many there are, and how many of them answer "clean" at the
+        planted example (`planted`, 0 but for rounding) and after the attack (`left`).
+    """
+    network, found = network.to(device), []
+    todo = [(source, image) for source in sources for image in images]
+    for source, (root, image_id) in progress(todo, len(todo)):
+        settings, image = sources[source], torch.from_numpy(reader.image((root, image_id))).to(device)
+        truth = truth_of(network, image, reader.truth(network.task, (root, image_id)), match)
+        problem, _ = problem_of(
+            network, image, truth, settings, generator("adversarial labels", seed, name, image_id), image_id
+        )
+        method = first_method(settings)
+        problem, example = planted(
+            problem, scores_of(network, method), method, generator("planted", seed, name, image_id)
+        )
+        ((_, attack),) = attacks(
+            network,
+            [problem],
+            settings,
+            device=torch.device(device).type,
+            shares=torch.ones(2, device=device),
+            readout=planted_scores,
+        )
+        with torch.no_grad():
+            (there,) = planted_scores(scores_of(network, method))((image + example)[None], [problem])
+        target = problem.labels == 0
+        found.append(
+            {
+                "source": source,
+                "image": image_id,
+                "budget": method.budget,
+                "eps": method.eps,
+                "targets": int(target.sum()),
+                "planted": int((target & (there.argmax(1) == 0)).sum()),
+                "left": attack.active[-1] if attack.active else 0,
+            }
+        )
+    return found
+
+
+@torch.no_grad()
+def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Generator) -> tuple[Problem, Tensor]:
+    """The problem of finding a planted example.
+
+    Parameters
+    ----------
+    problem : Problem
+    scores : callable
+        f of `dag.attack.engine.dense_adversaries`.
+    method : Method
+        With a budget.
+    rng : numpy.random.Generator
+        Of the planted example, the random points and `first`.
+
+    Returns
+    -------
+    Problem
+        Column 0 of its scores (`planted_scores`) is "clean", column 1 "planted".  Labels are -1 where there was no
+        target, and where the planted example cannot be told from the random points.
+    Tensor (3, H, W)
+        The planted example as a perturbation: all targets of the problem are lost there.
+    """
+    image, anywhere = problem.image, replace(method, start="uniform")
+
+    def seen(r: Tensor) -> Tensor:
+        return scores((image + r)[None], [problem])[0]
+
+    points = [start(image, anywhere, rng) for _ in range(POINTS)]
+    example = corner(start(image, anywhere, rng), image, method)
+    clean = seen(torch.zeros_like(image))
+    direction = seen(example) - clean
+    direction = direction / direction.square().sum(1, keepdim=True)  # not finite where the scores do not change
+    offset = (direction * clean).sum(1)
+    inner = torch.stack([(direction * seen(r)).sum(1) - offset for r in points]).amax(0).clamp(min=0)
+    told = (problem.labels >= 0) & direction.isfinite().all(1) & (inner < 1)
+    labels = torch.where(told, 0, -1)
+    readout = Readout(problem, direction.nan_to_num(0, 0, 0), (offset + (1 + inner) / 2).nan_to_num(0, 0, 0))
+    first = start(image, method, rng) if method.start != "zero" else None
+    return replace(
+        problem, labels=labels, adversarial=torch.where(told, 1, -1), boxes=None, where=readout, first=first
+    ), example
+
+
+def corner(r: Tensor, image: Tensor, method: Method) -> Tensor:
+    """A point of the ball moved to a corner of it, as far from the image as the budget allows; in 0..255."""
+    if method.budget == "linf":
+        r = method.eps * r.sign()
+    return torch.clamp(r, -image, 255 - image)
+
+
+def planted_scores(scores: Scores) -> Scores:
+    """f of planted problems: (0, GAIN s) with the readout s of every target."""
+
+    def two_columns(x: Tensor, problems: list[Problem]) -> list[Tensor]:
+        readouts = [problem.where for problem in problems]
+        found = []
+        for readout, u in zip(readouts, scores(x, [readout.problem for readout in readouts]), strict=True):
+            s = (readout.direction * u).sum(1) - readout.offset
+            found.append(torch.stack([torch.zeros_like(s), GAIN * s], 1))
+        return found
+
+    return two_columns
