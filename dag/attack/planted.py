@@ -82,8 +82,8 @@ def find_planted(
     Returns
     -------
     list of dict
-        `source`, `image`, `budget`, `eps`; `targets`, how many there are, and how many of them answer "clean" at the
-        planted example (`planted`, 0 but for rounding) and after the attack (`left`).
+        `source`, `image`, `budget`, `eps`; `targets`, how many there are, and `left`, how many of them answer "clean"
+        after the attack; none does at the planted example.
     """
     network, found = network.to(device), []
     todo = [(source, image) for source in sources for image in images]
@@ -94,9 +94,7 @@ def find_planted(
             network, image, truth, settings, generator("adversarial labels", seed, name, image_id), image_id
         )
         method = first_method(settings)
-        problem, example = planted(
-            problem, scores_of(network, method), method, generator("planted", seed, name, image_id)
-        )
+        problem, _ = planted(problem, scores_of(network, method), method, generator("planted", seed, name, image_id))
         ((_, attack),) = attacks(
             network,
             [problem],
@@ -105,18 +103,15 @@ def find_planted(
             shares=torch.ones(2, device=device),
             readout=planted_scores,
         )
-        with torch.no_grad():
-            (there,) = planted_scores(scores_of(network, method))((image + example)[None], [problem])
-        target = problem.labels == 0
+        active = attack.active or [0]
         found.append(
             {
                 "source": source,
                 "image": image_id,
                 "budget": method.budget,
                 "eps": method.eps,
-                "targets": int(target.sum()),
-                "planted": int((target & (there.argmax(1) == 0)).sum()),
-                "left": attack.active[-1] if attack.active else 0,
+                "targets": int((problem.labels == 0).sum()),
+                "left": min(active) if method.keep == "best" else active[-1],
             }
         )
     return found
@@ -151,14 +146,16 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
 
     points = [start(image, anywhere, rng) for _ in range(POINTS)]
     example = corner(start(image, anywhere, rng), image, method)
-    clean = seen(torch.zeros_like(image))
-    direction = seen(example) - clean
+    clean, there = seen(torch.zeros_like(image)), seen(example)
+    direction = there - clean
     direction = direction / direction.square().sum(1, keepdim=True)  # not finite where the scores do not change
     offset = (direction * clean).sum(1)
     inner = torch.stack([(direction * seen(r)).sum(1) - offset for r in points]).amax(0).clamp(min=0)
-    told = (problem.labels >= 0) & direction.isfinite().all(1) & (inner < 1)
+    offset = offset + (1 + inner) / 2
+    # rounding may hide a change that is small
+    told = (problem.labels >= 0) & direction.isfinite().all(1) & (inner < 1) & ((direction * there).sum(1) > offset)
     labels = torch.where(told, 0, -1)
-    readout = Readout(problem, direction.nan_to_num(0, 0, 0), (offset + (1 + inner) / 2).nan_to_num(0, 0, 0))
+    readout = Readout(problem, direction.nan_to_num(0, 0, 0), offset.nan_to_num(0, 0, 0))
     first = start(image, method, rng) if method.start != "zero" else None
     return replace(
         problem, labels=labels, adversarial=torch.where(told, 1, -1), boxes=None, where=readout, first=first
