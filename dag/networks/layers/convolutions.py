@@ -3,7 +3,9 @@
 Taps of a dilated kernel that see only padding are left out: on maps of 24 x 32 (375 x 500 pixels at stride 16) a
 3 x 3 kernel with dilation 36 is reduced to its centre.  The input gradient of a depthwise convolution is
 computed as a depthwise convolution with the flipped kernel, up to 14 times as fast in oneDNN as its backward pass
-(960 channels, 5 x 5, dilation 2, one core: 1.4 ms instead of 19 ms).
+(960 channels, 5 x 5, dilation 2, one core: 1.4 ms instead of 19 ms).  Groups of a 1 x 1 convolution that have one
+output each are computed at once; torch on one core goes through them one by one (DiCENet of width 1.75, 384 pixels:
+forward 0.14 s instead of 0.23 s, forward and backward 0.86 s instead of 1.02 s).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 
 def lean(network: nn.Module) -> nn.Module:
-    """Replace the dilated and the depthwise convolutions of a frozen network by faster ones, in place.
+    """Replace dilated, depthwise and grouped 1 x 1 convolutions of a frozen network by faster ones, in place.
 
     Their names and weights are unchanged.
     """
@@ -23,6 +25,8 @@ def lean(network: nn.Module) -> nn.Module:
             continue
         if max(module.dilation) > 1 or _turnable(module):
             module.__class__ = _Lean
+        elif _weighs(module):
+            module.__class__ = _Weighing
     return network
 
 
@@ -37,6 +41,21 @@ class _Lean(nn.Conv2d):
         if weight.requires_grad or not _turnable(self):
             return F.conv2d(maps, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return _Depthwise.apply(maps, weight, self.bias, padding, self.dilation)
+
+
+class _Weighing(nn.Conv2d):
+    """Every output is a weighted sum of the channels of its group."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        groups = maps.reshape(len(maps), self.groups, -1, maps.shape[2] * maps.shape[3])
+        sums = torch.matmul(self.weight.view(self.groups, 1, -1), groups).view(len(maps), -1, *maps.shape[2:])
+        return sums if self.bias is None else sums + self.bias[:, None, None]
+
+
+def _weighs(layer: nn.Conv2d) -> bool:
+    """Whether a layer is a 1 x 1 convolution with one output a group, and several inputs."""
+    plain = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
+    return plain and layer.groups == layer.out_channels > 1 and layer.in_channels > layer.groups
 
 
 def _reach(layer: nn.Conv2d, axis: int, size: int) -> tuple[int, int]:
