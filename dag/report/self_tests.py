@@ -141,7 +141,7 @@ def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
     means = {label: float(np.mean(found)) for label, found in shares.items()}
     best = [max(means[label] for label in labels) for labels in budgets.values()]
     short = sorted((label for label, share in means.items() if share < FOUND), key=means.get)
-    texts = [f"{len(means)} attacks, the best of each network and budget {100 * min(best, default=0):.0f} % or more"]
+    texts = [f"{len(means)} attacks, the best of each network and budget at least {100 * min(best, default=0):.0f} %"]
     if short:
         listed = ", ".join(f"{label} {100 * means[label]:.0f} %" for label in short[:5])
         texts.append(f"below {100 * FOUND:.0f} % are {len(short)}: {listed}{', ...' if len(short) > 5 else ''}")

@@ -127,6 +127,6 @@ def test_attacks_that_miss_a_planted_example_are_named():
     planted = plant(0, 4) + plant(20, 60, label="Net (pgd-2)", eps=2) + plant(30, 70, label="Net (weak)", eps=2)
     value = self_tests(pd.DataFrame(), pd.DataFrame(), [source()], planted).value[FOUND]
     assert value == (
-        "3 attacks, the best of each network and budget 80 % or more; "
+        "3 attacks, the best of each network and budget at least 80 %; "
         "below 95 % are 2: Net (weak) 75 %, Net (pgd-2) 80 %"
     )
