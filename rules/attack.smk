@@ -35,6 +35,7 @@ rule perturb:
         image_set=lambda wildcards: jobs.image_set(config, wildcards.image_set),
         contents=lambda wildcards: jobs.attack_contents(config, wildcards.image_set, wildcards.source, wildcards.shard),
         settings=lambda wildcards: jobs.attack(config, wildcards.source),
+        given_up=lambda wildcards: jobs.uncounted(config, wildcards.image_set, wildcards.source),
         seed=config["seed"],
         code=code("scripts/attack/perturb.py"),
     script:

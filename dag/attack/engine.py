@@ -43,12 +43,20 @@ class Attack:
     passes : int, optional
         Forward passes of the network that this image took part in; all but the last of a run went back, too.  None
         where they are not counted.
+    best : bool
+        Whether r is the best iterate and not the last.
     """
 
     perturbation: Tensor
     status: str
     active: list[int]
     passes: int | None = None
+    best: bool = False
+
+    @property
+    def left(self) -> int:
+        """Targets that are left at the returned r."""
+        return (min(self.active) if self.best else self.active[-1]) if self.active else 0
 
     @property
     def iterations(self) -> int:
@@ -194,7 +202,7 @@ def dense_adversaries(
             for run in report.read(iterations):
                 passes = run.problem.spent + len(run.active) * method.passes
                 r = run.r if run.best is None else run.best
-                yield run.problem, Attack(r[None], run.status, run.active, passes)
+                yield run.problem, Attack(r[None], run.status, run.active, passes, run.best is not None)
         running = [run for run in running if run.status is None]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,12 @@ class Method:
     scales: int = 1
 
     @property
+    def bound(self) -> float:
+        """The largest float32 that does not exceed eps."""
+        rounded = np.float32(self.eps)
+        return float(rounded if float(rounded) <= self.eps else np.nextafter(rounded, np.float32(0)))
+
+    @property
     def passes(self) -> int:
         """Forward passes of an iteration: those that gradients are taken of, and one that counts if they cannot."""
         return self.scales + bool(self.diversity)
@@ -81,7 +88,7 @@ def project(r: Tensor, image: Tensor, method: Method) -> Tensor:
     if method.budget is None:
         return r
     if method.budget == "linf":
-        return torch.clamp(r, (-image).clamp(min=-method.eps), (255 - image).clamp(max=method.eps))
+        return torch.clamp(r, (-image).clamp(min=-method.bound), (255 - image).clamp(max=method.bound))
     norm = (r if r.device.type == "mps" else r.double()).norm()  # Apple's GPUs have no float64
     # a little below eps, since the product is rounded to float32; truncation only shortens r
     r = torch.where(norm > method.eps, r * (method.eps / norm * (1 - 2**-20)).to(r), r)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from dag.networks.building import function_of
 from dag.networks.chance import seeded
 from dag.networks.interface import Network
 
+# How far r may exceed its budget, in grey levels, before it is cut: rounding of tools that compute in 0..1.
+SLACK = 1e-3
+
 
 def own_attacks(
     network: Network,
@@ -23,6 +27,7 @@ def own_attacks(
     scores: Callable[[Tensor, list[Problem]], list[Tensor]],
     settings: dict,
     method: Method,
+    exact: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[tuple[Problem, Attack]]:
     """Perturb every image by the function that `settings` name, or by the files of a folder.
 
@@ -35,7 +40,9 @@ def own_attacks(
     Raises
     ------
     AttackError
-        If the function fails, a file cannot be used, or r has another shape, is not finite or leaves the budget.
+        If a file cannot be used, or r has another shape, is not finite or leaves the budget.
+    ValueError
+        If the function fails.
     """
     name = settings.get("function") or settings["perturbation"]
     function = function_of(name) if "function" in settings else None
@@ -49,12 +56,12 @@ def own_attacks(
             return scores(x, [problem])[0]
 
         def correct(x: Tensor, problem: Problem = problem) -> int:
-            with torch.no_grad():
+            with torch.no_grad(), exact():
                 return int((of_targets(x).argmax(1) == problem.labels).sum())
 
         try:
             if function:
-                with seeded(problem.seed):
+                with seeded(problem.seed), exact():
                     r = function(network, image, of_targets, problem.labels, **settings.get("arguments", {}))
             else:
                 clean = problem.image.cpu().numpy()
@@ -63,10 +70,10 @@ def own_attacks(
                 ]
         except ImageError as error:
             raise AttackError(f"{problem.name}: {error}") from error
-        except Exception as error:
-            raise AttackError(f"{problem.name}: {name} failed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # of the function, not of this image
+            raise ValueError(f"{name} failed on {problem.name}: {type(error).__name__}: {error}") from error
         _check(r, problem, method, name)
-        r = r.detach().to(problem.image)
+        r = _within(r.detach().to(problem.image), method)
         if not targets:
             yield problem, Attack(r, NO_TARGETS, [])
             continue
@@ -83,8 +90,17 @@ def _check(r: Tensor, problem: Problem, method: Method, name: str) -> None:
         raise AttackError(f"{problem.name}: {name} returned values that are not finite")
     if method.budget is not None:
         size = r.abs().max() if method.budget == "linf" else r.cpu().double().norm()
-        if size > method.eps * (1 + 1e-6):
+        if size > method.eps + SLACK:
             raise AttackError(
                 f"{problem.name}: {name} returned a perturbation of {method.budget} norm {size:.4g}, above the budget "
                 f"eps = {method.eps}; project it, or leave budget and eps out"
             )
+
+
+def _within(r: Tensor, method: Method) -> Tensor:
+    """r cut to the budget exactly, which it exceeds by no more than `SLACK`."""
+    if method.budget == "linf":
+        return r.clamp(-method.bound, method.bound)
+    if method.budget == "l2" and (size := float(r.cpu().double().norm())) > method.eps:
+        return r * (method.eps / size * (1 - 2**-20))
+    return r

@@ -29,7 +29,7 @@ from dag.networks.interface import Detector, Network, Segmenter, background_colu
 from dag.networks.layers.precision import arithmetic
 from dag.networks.layers.upsampling import at_pixels, interpolation, sampled, transposed
 from dag.workflow import store
-from dag.workflow.names import OBJECTNESS
+from dag.workflow.names import OBJECTNESS, stage_iterations
 from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
@@ -81,9 +81,14 @@ def objectness_scores(network: Detector) -> Callable[[Tensor, list[Problem]], li
     return scores
 
 
+def first_of(settings: dict) -> dict:
+    """Settings that decide about targets and start: all of `worst_of` have those of the first."""
+    return settings["worst_of"][0] if "worst_of" in settings else settings
+
+
 def first_method(settings: dict) -> Method:
-    """The method that decides about targets and start: all of `worst_of` have the same of the first."""
-    return method_of(settings["worst_of"][0] if "worst_of" in settings else settings)
+    """The method of `first_of`."""
+    return method_of(first_of(settings))
 
 
 def scores_of(network: Network, method: Method) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
@@ -101,7 +106,8 @@ def problem_of(network: Network, image: Tensor, truth: Tensor | Objects, setting
     ValueError
         If the network does not know a class of the truth, or lacks the objectness that the method attacks.
     """
-    method, rules = first_method(settings), rules_of(settings, network.task)
+    settings = first_of(settings)
+    method, rules = method_of(settings), rules_of(settings, network.task)
     if method.objective in OBJECTNESS:
         return objectness_problem(network, image, settings, method.objective, name)
     if network.task == "detection":
@@ -190,12 +196,15 @@ def attacks(
     if "worst_of" in settings:
         while together := list(islice(problems := iter(problems), batch)):
             found = [
-                dict(attacks(network, together, each, batch, device, shares, readout=readout))
+                {
+                    problem.name: attack
+                    for problem, attack in attacks(network, together, each, batch, device, shares, readout=readout)
+                }
                 for each in settings["worst_of"]
             ]
             for problem in together:
-                tried = [one[problem] for one in found]
-                worst = min(tried, key=lambda attack: min(attack.active, default=0))
+                tried = [one[problem.name] for one in found]
+                worst = min(tried, key=lambda attack: attack.left)
                 yield problem, replace(worst, passes=_sum([attack.passes for attack in tried]))
         return
     detector, method = network.task == "detection", method_of(settings)
@@ -206,7 +215,7 @@ def attacks(
     if readout:
         scores, rules = readout(scores), replace(rules, strength=None)
     if "function" in settings or "perturbation" in settings:
-        yield from own_attacks(network, problems, scores, settings, method)
+        yield from own_attacks(network, problems, scores, settings, method, partial(arithmetic, "fp32", device))
         return
     run = partial(
         dense_adversaries,
@@ -230,12 +239,12 @@ def attacks(
         yield from run(problems, arithmetic=exact)
         return
     begun: dict[str, Problem] = {}
-    for multiple, share in settings["stages"]:
+    for (multiple, _), steps in zip(settings["stages"], stage_iterations(settings), strict=True):
         stage = replace(method, eps=multiple * method.eps)
         problems = run(
             _from_there(problems, stage, begun),
             method=stage,
-            iterations=round(share * settings["iterations"]),
+            iterations=steps,
             arithmetic=exact,
         )
     for problem, attack in problems:
@@ -335,7 +344,8 @@ def perturb(
 
                 def problem_for(one: Network, image=image, truth=truth, image_id=image_id) -> tuple[Problem, Targets]:
                     rng = generator("adversarial labels", seed, name, image_id, *again)
-                    return problem_of(one, image, truth, settings, rng, image_id)
+                    with arithmetic("fp32", image.device.type):
+                        return problem_of(one, image, truth, settings, rng, image_id)
 
                 try:
                     parts = [problem_for(one) for one in (network, *others)]

@@ -25,6 +25,8 @@ from dag.attack.perturb import attacks, first_method, problem_of, scores_of, tru
 from dag.data.classes import Match
 from dag.data.readers import VOC_LAYOUT, Reader
 from dag.networks.interface import Network
+from dag.networks.layers.precision import arithmetic
+from dag.workflow.names import OBJECTNESS
 from dag.workflow.seeds import generator
 
 # Random points of the budget that a readout has to tell from the planted example.
@@ -82,19 +84,19 @@ def find_planted(
     Returns
     -------
     list of dict
-        `source`, `image`, `budget`, `eps`; `targets`, how many there are, and `left`, how many of them answer "clean"
-        after the attack; none does at the planted example.
+        `source`, `image`, `budget`, `eps`, `objectness` (attacked instead of scores); `targets`, how many there are,
+        and `left`, how many of them answer "clean" after the attack; none does at the planted example.
     """
     network, found = network.to(device), []
     todo = [(source, image) for source in sources for image in images]
     for source, (root, image_id) in progress(todo, len(todo)):
         settings, image = sources[source], torch.from_numpy(reader.image((root, image_id))).to(device)
         truth = truth_of(network, image, reader.truth(network.task, (root, image_id)), match)
-        problem, _ = problem_of(
-            network, image, truth, settings, generator("adversarial labels", seed, name, image_id), image_id
-        )
-        method = first_method(settings)
-        problem, _ = planted(problem, scores_of(network, method), method, generator("planted", seed, name, image_id))
+        method, rng = first_method(settings), generator("planted", seed, name, image_id)
+        with arithmetic("fp32", image.device.type):
+            labels = generator("adversarial labels", seed, name, image_id)
+            problem, _ = problem_of(network, image, truth, settings, labels, image_id)
+            problem, _ = planted(problem, scores_of(network, method), method, rng)
         ((_, attack),) = attacks(
             network,
             [problem],
@@ -103,15 +105,15 @@ def find_planted(
             shares=torch.ones(2, device=device),
             readout=planted_scores,
         )
-        active = attack.active or [0]
         found.append(
             {
                 "source": source,
                 "image": image_id,
                 "budget": method.budget,
                 "eps": method.eps,
+                "objectness": method.objective in OBJECTNESS,
                 "targets": int((problem.labels == 0).sum()),
-                "left": min(active) if method.keep == "best" else active[-1],
+                "left": attack.left,
             }
         )
     return found
@@ -165,7 +167,7 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
 def corner(r: Tensor, image: Tensor, method: Method) -> Tensor:
     """A point of the ball moved to a corner of it, as far from the image as the budget allows; in 0..255."""
     if method.budget == "linf":
-        r = method.eps * r.sign()
+        r = method.bound * r.sign()
     return torch.clamp(r, -image, 255 - image)
 
 

@@ -69,9 +69,12 @@ def attack_image(
     if not np.issubdtype(pixels.dtype, np.number) or not (pixels.min() >= 0 and pixels.max() <= 255):
         raise ValueError("image has values outside 0..255; give grey levels, not 0..1 normalised ones")
     wanted = settings_of(attack, network.task, eps) | settings
+    for key in ("ensemble", "worst_of"):
+        if key in wanted:
+            raise ValueError(f"attack {attack!r}: {key} is for the workflow; attack with one network and one attack")
     if problem := configuration.contradiction(wanted, network.task):
         raise ValueError(f"attack {attack!r}: {problem}")
-    x = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)).to(device)
+    x, network = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)).to(device), network.to(device)
     method, rng = method_of(wanted), generator("adversarial labels", seed)
     if network.task == "segmentation":
         truth = torch.from_numpy(np.array(truth, np.int64))
@@ -80,7 +83,7 @@ def attack_image(
     one, _ = problem_of(network, x, truth, wanted, rng, "the image")
     if method.start != "zero":
         one = replace(one, first=start(x, method, generator("start", seed)))
-    ((_, found),) = attacks(network.to(device), [one], wanted, device=torch.device(device).type)
+    ((_, found),) = attacks(network, [one], wanted, device=torch.device(device).type)
     return found
 
 

@@ -83,9 +83,9 @@ def _budget_kept(sources: Sequence[Mapping]) -> tuple[str, ...]:
 
 
 def _eps(settings: Mapping) -> float | None:
-    """Radius of an l-infinity budget; None if there is no such budget."""
-    one = settings.get("worst_of", [settings])[0]
-    return one["eps"] if one.get("budget") == "linf" else None
+    """Radius of an l-infinity budget, the largest of several; None if there is no such budget."""
+    each = settings.get("worst_of", [settings])
+    return max(one["eps"] for one in each) if all(one.get("budget") == "linf" for one in each) else None
 
 
 def _gradients(sources: Sequence[Mapping]) -> tuple[str, ...]:
@@ -135,9 +135,8 @@ def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
     for row in planted:
         if row["targets"]:
             shares.setdefault(row["label"], []).append(1 - row["left"] / row["targets"])
-            budgets.setdefault(tuple(row[key] for key in ("network", "image_set", "budget", "eps")), set()).add(
-                row["label"]
-            )
+            budget = tuple(row[key] for key in ("network", "image_set", "budget", "eps", "objectness"))
+            budgets.setdefault(budget, set()).add(row["label"])
     means = {label: float(np.mean(found)) for label, found in shares.items()}
     best = [max(means[label] for label in labels) for labels in budgets.values()]
     short = sorted((label for label, share in means.items() if share < FOUND), key=means.get)

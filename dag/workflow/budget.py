@@ -39,8 +39,14 @@ def memory_mb(config: dict, networks: list[str], small: int = 4000) -> int:
 def attack_seconds(config: dict, source: str, images: int) -> float:
     """Estimated GPU seconds of an attack on so many images; networks without `cost` take none."""
     costs = [config["networks"][name].get("cost") for name in plan.attacked(config, source)]
-    most = plan.attack(config, source)["iterations"]
-    gflop = sum(min(cost["iterations"], most) * cost["iteration"] for cost in costs if cost is not None)
+    settings = plan.attack(config, source)
+    gflop = 0.0
+    for one in settings.get("worst_of", [settings]):
+        most = one["iterations"]
+        for cost in (cost for cost in costs if cost is not None):
+            # Dense Adversary Generation ends when its targets are lost
+            steps = min(cost["iterations"], most) if one.get("stop", "converged") == "converged" else most
+            gflop += steps * cost["iteration"]
     return images * gflop / rate(config, "attack")
 
 

@@ -17,7 +17,16 @@ from dag.data import image_sets
 from dag.data.classes import ClassList
 from dag.data.readers import reader_of
 from dag.workflow import class_checks, comparisons, paths, plan
-from dag.workflow.names import DEFENCES, DEFENDED_SOURCES, DRAWN, OBJECTNESS, PerturbationName, check_pixels, parse
+from dag.workflow.names import (
+    DEFENCES,
+    DEFENDED_SOURCES,
+    DRAWN,
+    OBJECTNESS,
+    PerturbationName,
+    check_pixels,
+    parse,
+    stage_iterations,
+)
 from dag.workflow.plan import did_you_mean
 
 ROOT = Path(__file__).parents[2]
@@ -129,10 +138,14 @@ def _check_attack(config: dict, source: str) -> None:
         if config["networks"][name]["task"] != task:
             raise ValueError(f"attack {variant}: an ensemble has one task, {task}, and {name} another; leave it out")
     members = settings.get("worst_of", [settings])
+    if "worst_of" in settings and (more := [key for key in config["variants"][variant] if key != "worst_of"]):
+        raise ValueError(f"attack {variant}: worst_of takes the settings of its members; leave {more[0]} out")
+    if "worst_of" in settings and any("ensemble" in one for one in members):
+        raise ValueError(f"attack {variant}: an ensemble is no member of worst_of; leave it out")
     if len({_begins(one, task) for one in members}) > 1:
         raise ValueError(
             f"attack {variant}: the attacks of worst_of have one set of targets and one start, those of the first; "
-            "name attacks that agree in targets, start and eps, on objectness or not"
+            "name attacks that agree in targets, rules of dag, start, budget and eps, on objectness or not"
         )
     for one in members:
         class_checks.check_labels(config, network, one, f"attack {variant or task}")
@@ -148,8 +161,10 @@ def _begins(settings: dict, task: str) -> tuple:
     """What decides the targets and the start of an attack."""
     objective, start = settings.get("objective"), settings.get("start", "zero")
     targets = settings.get("targets", "foreground") if task == "segmentation" else None
-    ball = (settings.get("budget"), settings.get("eps")) if start != "zero" else None
-    return targets, start, ball, objective if objective in OBJECTNESS else None
+    ball = settings.get("budget"), settings.get("eps")
+    rules = (settings.get("rules"), str(settings.get("options", {}))) if objective in (None, "dag") else None
+    proposals = tuple(settings.get(key) for key in ("nms", "limit", "overlap", "confidence"))
+    return targets, start, ball, rules, proposals, objective if objective in OBJECTNESS else None
 
 
 def contradiction(settings: dict, task: str) -> str | None:
@@ -164,6 +179,14 @@ def contradiction(settings: dict, task: str) -> str | None:
         return "eps is the radius of a budget; give both, `budget: linf` and `eps: 8`, or neither"
     if budget is None and (steps == "apgd" or settings.get("start") == "uniform" or "stages" in settings):
         return "apgd, a uniform start and stages need a budget; give `budget: linf` and `eps: 8`"
+    if steps == "apgd" and objective in ("segpgd", "tsallis"):
+        return f"apgd compares values of one loss, and {objective} changes from step to step; choose another objective"
+    own = {"function", "perturbation"} & settings.keys()
+    pushed = objective in (None, "dag", "targeted") and not own
+    if task == "segmentation" and settings.get("targets") == "all" and pushed:
+        return "background has no other label to go to; leave `targets: all` out, or choose another objective"
+    if task == "segmentation" and settings.get("options", {}).get("strength") is not None:
+        return "strength is the 0.8 rule, about proposals; it is for detection"
     if dag and steps == "apgd":
         return "apgd follows the value of a loss, and dag has none; choose another objective"
     moves = [
@@ -189,12 +212,14 @@ def contradiction(settings: dict, task: str) -> str | None:
         return f"{objective} attacks the objectness of proposals; it is for detection"
     if task == "detection" and objective == "mce-bal":
         return "mce-bal weights pixels by the frequency of their class; it is for segmentation"
-    if settings.get("smooth", 1) % 2 == 0 and settings["smooth"]:
-        return "smooth is the size of a kernel with a centre; give an odd number"
+    if (smooth := settings.get("smooth", 0)) and (smooth % 2 == 0 or smooth < 3):
+        return "smooth is the size of a kernel with a centre; give an odd number, 3 or more"
     if "stages" in settings and abs(sum(share for _, share in settings["stages"]) - 1) > 1e-6:
         return "the shares of the iterations in stages must add up to 1"
     if "stages" in settings and settings["stages"][-1][0] != 1:
         return "the last of the stages must have the budget itself, a multiple of 1"
+    if "stages" in settings and "iterations" in settings and min(stage_iterations(settings)) < 1:
+        return f"{settings['iterations']} iterations are too few for {len(settings['stages'])} stages; give more"
     return None
 
 

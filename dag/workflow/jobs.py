@@ -203,6 +203,11 @@ def attack(config: dict, source: str) -> dict:
     return _with_code(settings)
 
 
+def uncounted(config: dict, image_set: str, source: str) -> list[str]:
+    """Shards whose pixels an attack does not count because they are given up; none if it counts none."""
+    return plan.given_up(config, image_set) if plan.counts_pixels(plan.attack(config, source)) else []
+
+
 def _with_code(settings: dict) -> dict:
     return settings | ({"code": code(settings["function"])} if "function" in settings else {})
 

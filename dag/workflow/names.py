@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 # How a perturbed image reaches a network: as it is, rounded, or as a JPEG file of a quality from 1 to 100.
 PIXELS_PATTERN = r"float|8-bit|jpeg-(?:[1-9][0-9]?|100)"
@@ -115,3 +116,12 @@ def check_pixels(pixels: str) -> None:
     """Raise ValueError if `pixels` is none of "float", "8-bit", "jpeg-1" ... "jpeg-100"."""
     if not re.fullmatch(PIXELS_PATTERN, pixels):
         raise ValueError(f"pixels {pixels!r} is unknown; choose from float, 8-bit, or jpeg-75 for a file of quality 75")
+
+
+def stage_iterations(settings: dict) -> list[int]:
+    """Iterations of every stage of an attack; they add up to those of the attack."""
+    ends, share = [0], 0.0
+    for _, more in settings["stages"]:
+        share += more
+        ends.append(round(share * settings["iterations"]))
+    return [end - begin for begin, end in pairwise(ends)]

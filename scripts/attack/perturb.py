@@ -7,7 +7,7 @@ from dag.workflow.startup import device, identity, progress, start
 start(snakemake.log[0], snakemake.threads)
 
 from dag.attack import perturb
-from dag.data import pictures, readers
+from dag.data import image_sets, pictures, readers
 from dag.data.classes import match
 from dag.networks.building import build_told
 from dag.workflow import contents, plan
@@ -30,7 +30,8 @@ for folder in plan.imported(settings):
     header["contents"] |= {folder: contents.digests(files, "perturbation")["perturbation"]}
 pixels = None
 if plan.counts_pixels(settings):
-    pixels = readers.count_pixels(reader, reader.images(), matched)
+    known = image_sets.without_shards(reader.images(), params.given_up, params.image_set["shard_size"])
+    pixels = readers.count_pixels(reader, known, matched)
     header["pixels"] = pixels
 perturb.perturb(
     built,

@@ -69,15 +69,34 @@ def linear(x, problems):
         ("return x * float('nan')", {}, "returned values that are not finite"),
         ("return 0 * x + 9", {"budget": "linf", "eps": 8}, "of linf norm 9, above the budget eps = 8; project it"),
         ("return 0 * x + 3", {"budget": "l2", "eps": 10}, "of l2 norm 10.39, above the budget eps = 10"),
-        ("return x / undefined", {}, "failed: NameError: name 'undefined' is not defined"),
+        ("return x / undefined", {}, "f failed on the image: NameError: name 'undefined' is not defined"),
     ],
 )
 def test_what_an_attack_must_not_do(tmp_path, body, settings, says):
     (tmp_path / "a.py").write_text(f"def f(network, x, scores, labels):\n    {body}\n")
     settings = {"function": f"{tmp_path}/a.py:f"} | settings
     one = Problem(torch.full((3, 2, 2), 100.0), torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
-    with pytest.raises(AttackError, match=re.escape(says)):
+    with pytest.raises(ValueError, match=re.escape(says)) as found:
         list(own_attacks(None, [one], linear, settings, method_of(settings)))
+    assert (found.type is AttackError) is ("undefined" not in says)  # what fails is not a matter of one image
+
+
+@pytest.mark.parametrize(
+    ("budget", "eps", "body"),
+    [
+        ("linf", 2.1, "0 * x + 2.1"),  # above 2.1 in float32
+        ("linf", 8, "255 * ((x / 255 + 8 / 255) - x / 255)"),
+        ("l2", 10.0, "0 * x + 10.0001 / 12**0.5"),
+    ],
+)
+def test_what_rounding_adds_to_a_budget_is_cut(tmp_path, budget, eps, body):
+    (tmp_path / "a.py").write_text(f"def f(network, x, scores, labels):\n    return {body}\n")
+    settings = {"function": f"{tmp_path}/a.py:f", "budget": budget, "eps": eps}
+    one = Problem(torch.full((3, 2, 2), 101.0), torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
+    ((_, found),) = own_attacks(None, [one], linear, settings, method_of(settings))
+    r = found.perturbation.double()
+    size = float(r.abs().max() if budget == "linf" else r.norm())
+    assert eps - 2e-5 <= size <= eps
 
 
 def test_targets_are_counted_before_and_after(tmp_path):

@@ -320,14 +320,35 @@ def test_stages_go_on_from_each_other_with_shrinking_budgets(root, tmp_path):
     assert staged[1]["active"][0] == first[1]["active"][-1]
 
 
-def test_every_image_keeps_the_worst_of_several_attacks(root, tmp_path):
-    members = [BOUNDED | {"objective": name} for name in ("ce", "margin", "js")]
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_every_image_keeps_the_worst_of_several_attacks(root, tmp_path, keep):
+    """By the targets that are left at the r that each returns, not at one that it has passed."""
+    members = [BOUNDED | {"objective": name, "keep": keep} for name in ("ce", "margin", "js", "tsallis")]
     alone = [perturbed("segmentation", root, IDS, tmp_path / f"{n}.h5", settings=m) for n, m in enumerate(members)]
-    worst = perturbed("segmentation", root, IDS, tmp_path / "w.h5", settings=members[0] | {"worst_of": members})
-    for image_id, (r, known) in worst.items():
-        fewest = [min(one[image_id][1]["active"]) for one in alone]
-        assert min(known["active"]) == min(fewest)
-        assert np.array_equal(r, alone[fewest.index(min(fewest))][image_id][0])
+    worst = perturbed("segmentation", root, IDS, tmp_path / "w.h5", settings=SEGMENTATION | {"worst_of": members})
+    for image_id, (r, _) in worst.items():
+        counts = [one[image_id][1]["active"] for one in alone]
+        left = [min(active) if keep == "best" else active[-1] for active in counts]
+        assert np.array_equal(r, alone[left.index(min(left))][image_id][0])
+
+
+def test_targets_of_the_worst_of_several_attacks_are_those_of_the_members(root, tmp_path):
+    """And not those of the settings of the task, which the members change."""
+    few = DETECTION | {"nms": 0.3}
+    one = perturbed("detection", root, IDS, tmp_path / "a.h5", settings=few)
+    worst = perturbed("detection", root, IDS, tmp_path / "b.h5", settings=DETECTION | {"worst_of": [few, few]})
+    base = perturbed("detection", root, IDS, tmp_path / "c.h5")
+    counts = [[found[i][1]["targets"] for i in IDS] for found in (one, worst, base)]
+    assert counts[0] == counts[1] != counts[2]
+
+
+def test_the_worst_of_attacks_below_fp32(root, tmp_path):
+    rough = SEGMENTATION | {"precision": "tf32"}
+    found = perturbed(
+        "segmentation", root, IDS, tmp_path / "a.h5", settings=SEGMENTATION | {"worst_of": [rough, rough]}
+    )
+    alone = perturbed("segmentation", root, IDS, tmp_path / "b.h5", settings=rough)
+    assert all(np.array_equal(found[i][0], alone[i][0]) for i in IDS)
 
 
 def test_balanced_classes_are_weighted_with_the_whole_image_set(root, tmp_path):

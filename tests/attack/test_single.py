@@ -82,6 +82,8 @@ def test_a_budget_makes_the_steps():
         ({"truth": np.zeros((9, 9), int)}, "truth has the shape (9, 9), the image (96, 128)"),
         ({"attack": "fgsm2"}, "there is no attack 'fgsm2'; known are dag, "),
         ({"attack": "sea-8"}, "'sea-8' is the worst of several attacks"),
+        ({"attack": {"ensemble": ["a"]}}, "ensemble is for the workflow; attack with one network and one attack"),
+        ({"attack": {"worst_of": ["pgd-8", "mce-8"]}}, "worst_of is for the workflow; attack with one network"),
         ({"attack": {"eps": 8}}, "eps is the radius of a budget; give both"),
     ],
 )

@@ -40,7 +40,8 @@ def source(largest=8.0, status="iteration limit", first=30, active=(30, 5), imag
 
 def plant(*left, label="Net (pgd-8)", eps=8, targets=200):
     """What an attack leaves of the example in every image."""
-    known = {"network": "net", "image_set": "s", "label": label, "budget": "linf", "eps": eps, "targets": targets}
+    known = {"network": "net", "image_set": "s", "label": label, "budget": "linf", "eps": eps}
+    known |= {"objectness": False, "targets": targets}
     return [known | {"left": number} for number in left]
 
 

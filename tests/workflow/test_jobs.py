@@ -4,6 +4,7 @@ import pytest
 from overlays import merge
 
 from dag.workflow import contents, jobs, paths, plan
+from dag.workflow.names import stage_iterations
 
 CONFIG = {
     "experiment": "e", "seed": 2017, "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"],
@@ -204,3 +205,18 @@ def test_which_attacks_have_to_find_a_planted_example():
     assert jobs.planted(config, "c", "s") == {"c@in": {"step": 1} | ball}
     gone = config | {"given_up": ["s/0000", "s/0001", "s/0002"]}
     assert plan.planted_sources(gone) == {} and paths.planted(gone) == []
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"), [(100, [30, 30, 40]), (15, [4, 5, 6]), (25, [8, 7, 10]), (5, [2, 1, 2])]
+)
+def test_stages_share_the_iterations(iterations, expected):
+    """Of SEA; ends at 0.3, 0.6 and 1 of them, rounded half to even."""
+    settings = {"stages": [[2, 0.3], [1.5, 0.3], [1, 0.4]], "iterations": iterations}
+    assert stage_iterations(settings) == expected and sum(expected) == iterations
+
+
+def test_pixels_of_shards_that_are_given_up_are_not_counted():
+    attacks = {"segmentation": {}, "detection": {}}
+    config = merge(CONFIG, {"attacks": attacks, "variants": {"bal": {"objective": "mce-bal"}, "mce": {}}})
+    assert jobs.uncounted(config, "s", "a@bal") == ["0001"] and jobs.uncounted(config, "s", "a@mce") == []

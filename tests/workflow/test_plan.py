@@ -498,6 +498,50 @@ MISTAKES = {
         rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["dag-8", "mi-fgsm-8"]}}},
         "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the attacks of worst_of have one set",
     ),
+    "the worst of attacks with other rules": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["algorithm-1", "authors"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the attacks of worst_of have one set",
+    ),
+    "the worst of attacks on other proposals": (
+        rows("none", "mini-fr-zf-07@x") | {"variants": {"x": {"worst_of": ["nms-50", "nms-70"]}}},
+        "tables.mine: perturbation 'mini-fr-zf-07@x': attack x: the attacks of worst_of have one set",
+    ),
+    "the worst of budgets": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["dag-4", "dag-8"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: the attacks of worst_of have one set",
+    ),
+    "settings beside worst_of": (
+        rows("none", "mini-fcn-alex@x")
+        | {"variants": {"x": {"worst_of": ["apgd-mce-8", "apgd-js-8"], "budget": "linf", "eps": 2}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: worst_of takes the settings of its members",
+    ),
+    "the worst of an ensemble": (
+        rows("none", "mini-fcn-alex@x")
+        | {"variants": {"y": {"ensemble": ["mini-fcn-vgg"]}, "x": {"worst_of": ["y", "algorithm-1"]}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: an ensemble is no member of worst_of; leave it out",
+    ),
+    "background with no label to go to": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"targets": "all"}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: background has no other label to go to",
+    ),
+    "a loss that changes, by its value": (
+        rows("none", "mini-fcn-alex@x")
+        | {"variants": {"x": {"objective": "tsallis", "steps": "apgd", "budget": "linf", "eps": 8}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: apgd compares values of one loss, and tsallis changes",
+    ),
+    "strength of pixels": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"options": {"strength": [0.35, 0.8]}}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: strength is the 0.8 rule, about proposals",
+    ),
+    "a kernel of one pixel": (
+        rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"smooth": 1}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: smooth is the size of a kernel with a centre",
+    ),
+    "stages without an iteration": (
+        rows("none", "mini-fcn-alex@x")
+        | {"variants": {"x": {"budget": "linf", "eps": 8, "stages": [[2, 0.3], [1, 0.7]], "iterations": 1}}},
+        "tables.mine: perturbation 'mini-fcn-alex@x': attack x: 1 iterations are too few for 2 stages; give more",
+    ),
     "the worst of the worst": (
         rows("none", "mini-fcn-alex@x") | {"variants": {"x": {"worst_of": ["sea-8", "pgd-8"]}}},
         "tables.mine: perturbation 'mini-fcn-alex@x': variant 'x' is the worst of 'sea-8', which is itself one",
