@@ -37,9 +37,12 @@ class Objects:
 
 
 def predicted(clean: NDArray) -> NDArray | Objects:
-    """A prediction of the clean image, label map (H, W) or detections (D, 6), taken for the truth."""
+    """A prediction of the clean image, label map (H, W) or detections (D, 6), taken for the truth.
+
+    Pixels of a class that the image set does not know are void.
+    """
     if clean.dtype == np.uint8:
-        return clean
+        return np.where(clean == OTHER, np.uint8(VOID), clean)
     kept = clean[clean[:, 5] >= CONFIDENT]
     return Objects(kept[:, :4].astype(np.float32), kept[:, 4].astype(np.int64), np.zeros(len(kept), bool))
 

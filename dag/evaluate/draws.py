@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 def pooled(draws: Sequence[NDArray], rng: np.random.Generator) -> NDArray:
     """Mean over the draws of a score, plain and in every resample of the images.
 
-    In a resample the draws are drawn as well, with replacement, and what they differ by is stretched by
-    sqrt(N / (N - 1)): so the variance over the resamples is that of the mean over the images, plus s^2 / N with the
-    unbiased variance s^2 of N draws.
+    To the mean of a resample is added by how much the plain mean changes when the draws are drawn as well,
+    with replacement, stretched by sqrt(N / (N - 1)): so the variance over the resamples is that of the mean over the
+    images, plus s^2 / N with the unbiased variance s^2 of N draws.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def pooled(draws: Sequence[NDArray], rng: np.random.Generator) -> NDArray:
     """
     scores = np.stack(draws)
     number, resamples = len(scores), scores.shape[1] - 1
-    picked = np.take_along_axis(scores[:, 1:], rng.integers(number, size=(number, resamples)), axis=0)
     mean = scores.mean(0)
-    mean[1:] += np.sqrt(number / (number - 1)) * (picked.mean(0) - mean[1:])
+    picked = scores[:, 0][rng.integers(number, size=(number, resamples))].mean(0)
+    mean[1:] += np.sqrt(number / (number - 1)) * (picked - mean[0])
     return mean

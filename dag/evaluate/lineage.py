@@ -46,8 +46,9 @@ def relations(source: str, victim: str, kin: Mapping[str, Mapping]) -> set[str]:
         return {LINEAGE} | child | ({TO_PARENT} if kin[source]["parent"] == victim else set())
     if kin[source]["family"] != kin[victim]["family"]:
         return {OTHER}
-    changed, shared = _changed(kin), in_common(kin[source], kin[victim])
-    return {ARCHITECTURE} | ({MATCHED} if changed and not changed & set(shared) else set())
+    changed, (one, two) = _changed(kin), (kin[name]["arguments"] for name in (source, victim))
+    # an argument that both leave out has its default for both
+    return {ARCHITECTURE} | ({MATCHED} if changed and all(one.get(key) != two.get(key) for key in changed) else set())
 
 
 def _changed(kin: Mapping[str, Mapping]) -> set[str]:
@@ -55,7 +56,7 @@ def _changed(kin: Mapping[str, Mapping]) -> set[str]:
     pairs = [
         (entry["arguments"], kin[entry["parent"]]["arguments"]) for entry in kin.values() if entry["parent"] in kin
     ]
-    return {key for child, parent in pairs for key in child if child[key] != parent.get(key)}
+    return {key for child, parent in pairs for key in child | parent if child.get(key) != parent.get(key)}
 
 
 def in_common(first: Mapping, second: Mapping) -> list[str]:
@@ -188,7 +189,7 @@ def groups(related_pairs: Sequence[Mapping], resamples: int, seed: int) -> list[
     members: dict[tuple[str, str], dict[str, list]] = {}
     for relation in RELATIONS:
         for pair in related_pairs:
-            if relation in pair["relations"]:
+            if relation in pair["relations"] and np.isfinite(pair["lost"][0]):  # a victim with a score to lose
                 members.setdefault((pair["attack"], pair["pixels"]), {}).setdefault(relation, []).append(pair)
     found = []
     means = {

@@ -143,7 +143,7 @@ def score(
             "companion_metric": _companion(entry["task"], companion, reader.classes),
             "truth": "annotated" if reader.annotated else "clean",
             "ignored": truths[victim].ignored,
-            "cells": _cells(values[victim], reader.classes),
+            "cells": _cells(values[victim], reader.classes, several=len(images) > 1),
         }
         for victim, entry in networks.items()
     ]
@@ -233,8 +233,11 @@ def _f1(truth: Truth, rows: NDArray) -> float:
     return 200 * matches.hits.sum() / (len(matches.hits) + objects) if objects else np.nan
 
 
-def _cells(values: dict, classes: ClassList) -> list[dict]:
-    """Cells of one victim in their reported form, means of the draws of controls included."""
+def _cells(values: dict, classes: ClassList, several: bool) -> list[dict]:
+    """Cells of one victim in their reported form, means of the draws of controls included.
+
+    Without `several` images the resamples are all alike, and no interval is known.
+    """
     values = values | _means_of_draws(values)
     cells = []
     for (name, pixels), value in values.items():
@@ -249,9 +252,9 @@ def _cells(values: dict, classes: ClassList) -> list[dict]:
                 "companion_se": _error(value["companion"]),
                 "drop": _number(drop[0]),
                 "drop_se": _error(drop),
-                **dict(zip(("drop_low", "drop_high"), _interval(drop), strict=True)),
+                **dict(zip(("drop_low", "drop_high"), _interval(drop, several), strict=True)),
                 "beyond": {
-                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"])
+                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"], several)
                     for control in CONTROLS
                     if (f"{name}.{control}", pixels) in values
                 },
@@ -343,14 +346,16 @@ def _error(values: NDArray) -> float | None:
     return float(np.std(resampled, ddof=1)) if len(resampled) > 1 else None
 
 
-def _interval(values: NDArray) -> tuple[float | None, float | None]:
+def _interval(values: NDArray, several: bool) -> tuple[float | None, float | None]:
     """Percentile interval that holds 95 % of the resamples in which the score exists."""
     resampled = values[1:][np.isfinite(values[1:])]
-    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist()) if len(resampled) > 1 else (None, None)
+    if not several or len(resampled) < 2:
+        return None, None
+    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist())
 
 
-def _difference(values: NDArray) -> dict[str, float | None]:
-    low, high = _interval(values)
+def _difference(values: NDArray, several: bool) -> dict[str, float | None]:
+    low, high = _interval(values, several)
     return {"difference": _number(values[0]), "low": low, "high": high}
 
 

@@ -101,6 +101,14 @@ def claims(
     return frame.assign(missing=" ".join(missing))
 
 
+def no_cells() -> pd.DataFrame:
+    """The cells of an experiment without tables of transfer: no claim about scores can be asked there."""
+    texts = ("perturbation", "group", "victim", "task", "image_set", "missing", "metric", "pixels")
+    numbers = ("images", "score", "score_se", "drop", "drop_se")
+    kinds = dict.fromkeys(texts, object) | dict.fromkeys(numbers, float) | {"white_box": bool}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+
+
 def to_markdown(
     frame: pd.DataFrame, title: str = "What of the paper's claims holds in this experiment", caption: str = _CAPTION
 ) -> str:
@@ -131,6 +139,7 @@ def _described(
     """
     recipes = cells.perturbation.map(parse)
     paper = recipes.map(lambda recipe: bool(recipe.sources) and not recipe.scale and recipe.control in ("", "permuted"))
+    paper = paper.astype(bool)  # without cells it is none
     cells = cells[paper].drop_duplicates(["perturbation", "victim", "image_set", "pixels"])
     sources = cells.perturbation.map(lambda name: list(parse(name).sources))
     base = sources.map("+".join)

@@ -211,7 +211,7 @@ def kin(config: dict, entry: dict) -> dict[str, dict]:
             "family": families[name],
             "lineage": networks[name].get("lineage", name),
             "parent": networks[name].get("parent"),
-            "arguments": networks[name].get("arguments", {}),
+            "arguments": networks[plan.layered(config, name)[-1]].get("arguments", {}),  # not those of a defence
         }
         for name, printed in plan.printed_networks(config, plan.mentioned(entry)).items()
     }

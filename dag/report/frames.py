@@ -322,10 +322,10 @@ def mark(drop_low: float, drop_high: float) -> str:
     """Whether a difference from the clean score is more than chance.
 
     "↓" if the 95 % interval of the drop (paired bootstrap over the images) lies above 0; "↑" if it lies
-    below; otherwise, and where no interval of some width is known, "".  Each cell is judged on its own: about
+    below; otherwise, and where no interval is known, "".  Each cell is judged on its own: about
     one in twenty cells without any effect is marked all the same.
     """
-    if not drop_high > drop_low or drop_low <= 0 <= drop_high:
+    if math.isnan(drop_low) or math.isnan(drop_high) or drop_low <= 0 <= drop_high:
         return ""
     return "↓" if drop_low > 0 else "↑"
 
@@ -345,7 +345,8 @@ def _cells(victim: Mapping, pixels: str) -> dict[str, Mapping]:
             raise ValueError(f"{where} has two scores; merge the score files so that each cell occurs once")
         for metric in ("score", "companion"):
             if cell[metric] is None or not -1e-9 <= cell[metric] <= 100 + 1e-9:
-                raise ValueError(f"{where} has {metric} {cell[metric]}, which is not a percentage; compute it again")
+                advice = "nothing that counts is seen; leave it out" if cell[metric] is None else "compute it again"
+                raise ValueError(f"{where} has {metric} {cell[metric]}, which is not a percentage: {advice}")
         if cell["drop"] is None or math.isnan(cell["drop"]):
             raise ValueError(f"{where} has no drop from the clean score; compute it again together with 'none'")
         cells[name] = cell

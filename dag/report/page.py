@@ -171,7 +171,7 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
         kinds = {
             "within an architecture": single[single.family],
             "within an architecture, to a network from an independent start": single[single.alike & ~single.family],
-            "to another architecture": single[~single.family],
+            "to another architecture": single[~single.family & ~single.alike],
             "to the other task": single[~single.same_task],
         }
         for where, rows in kinds.items():

@@ -32,8 +32,8 @@ def self_tests(
     Parameters
     ----------
     budgets, iterations : DataFrame
-        Of `dag.report.frames.robustness` along eps and along iterations, float pixels, one below the other: a row may
-        occur in several of them; empty if there is none.
+        Of `dag.report.frames.robustness` along eps and along iterations, float pixels, one below the other, with the
+        name of their `table`: a row may occur in several of them; empty if there is none.
     sources : sequence of dict
         Of `dag.report.collect.records`: the attacks with their settings and records.
     planted : sequence of dict
@@ -45,7 +45,8 @@ def self_tests(
         The columns of `dag.report.claims.claims`, one row per test, always the same rows.
     """
     budgets, iterations = (
-        frame.drop_duplicates(["victim", "attack", "value"]) if len(frame) else frame for frame in (budgets, iterations)
+        frame.drop_duplicates(["victim", "image_set", "perturbation", "chosen", "value"]) if len(frame) else frame
+        for frame in (budgets, iterations)
     )
     rows = [
         _budget_kept(sources),
@@ -158,7 +159,7 @@ def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
 def _falls_to_zero(frame: pd.DataFrame) -> tuple[str, ...]:
     """The lowest score of every network at its largest eps."""
     texts, verdicts = [], []
-    for _, mine in frame.groupby("victim", sort=False) if len(frame) else ():
+    for _, mine in frame.groupby(["victim", "image_set"], sort=False) if len(frame) else ():
         # background, which foreground attacks leave alone, keeps mIoU above zero
         score = "companion" if mine.task.iloc[0] == "segmentation" else "score"
         clean = mine[mine.value == 0].iloc[0]
@@ -182,7 +183,7 @@ def _falls_to_zero(frame: pd.DataFrame) -> tuple[str, ...]:
 def _never_helps(frame: pd.DataFrame, claim: str, what: str) -> tuple[str, ...]:
     """Differences between neighbouring values along the setting."""
     risen, compared = [], 0
-    for _, line in frame.groupby(["victim", "attack"], sort=False) if len(frame) else ():
+    for _, line in frame.groupby(["victim", "image_set", "table", "attack"], sort=False) if len(frame) else ():
         rows = list(line[line.value > 0].sort_values("value").itertuples())
         for before, after in pairwise(rows):
             compared += 1

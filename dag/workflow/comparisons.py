@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import takewhile
 
 from dag.workflow import plan
@@ -42,16 +43,32 @@ def series(config: dict, entry: dict) -> list[dict]:
             other = same[value].partition("@")[2]
             raise ValueError(f"variants {other!r} and {variant!r} are the same attack at {along} {value}; name one")
         same[value] = source
-    return [
+    named = [
         {"network": network, "attack": _common([one.partition("@")[2] for one in sources.values()]), "sources": sources}
         for (network, _), sources in found.items()
     ]
+    count = Counter((one["network"], one["attack"]) for one in named)
+    for one in named:
+        if count[one["network"], one["attack"]] > 1:  # "pgd-8" and "pgd-8-t10" are two attacks, called pgd and pgd-t10
+            value, source = next(iter(one["sources"].items()))
+            one["attack"] = _without(source.partition("@")[2], f"{value:g}")
+    count = Counter((one["network"], one["attack"]) for one in named)
+    if same := next((name for (_, name), number in count.items() if number > 1), None):
+        raise ValueError(
+            f"two attacks would be called {same!r}; give their variants names that differ in more than {along}"
+        )
+    return named
 
 
 def _common(names: list[str]) -> str:
     """What names have in common, part by part: "pgd" of "pgd-2" and "pgd-4"."""
     parts = zip(*(name.split("-") for name in names), strict=False)
     return "-".join(same[0] for same in takewhile(lambda part: len(set(part)) == 1, parts)) or names[0]
+
+
+def _without(name: str, value: str) -> str:
+    """A name without the part that says the value: "pgd-t10" of "pgd-8-t10" and 8."""
+    return "-".join(part for part in name.split("-") if part.lstrip("t") != value) or name
 
 
 def worst(config: dict, entry: dict) -> dict[str, dict[str, list[str]]]:

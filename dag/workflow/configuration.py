@@ -434,6 +434,8 @@ def _check_row(config: dict, kind: str, row: str) -> None:
         raise ValueError("only sources are shown here; name one, without a sum, a scale or a control")
     if kind == "lineage" and (len(recipe.sources) != 1 or recipe.control):
         raise ValueError("only what one network has made stands in a lineage; name a source, or one scaled, a.p-4")
+    if kind == "lineage" and len(plan.attacked(config, recipe.sources[0])) > 1:
+        raise ValueError("an ensemble has no lineage; name a source that one network makes")
     if kind == "strength" and (recipe.scale or not recipe.sources):
         raise ValueError("the figure scales a source, a sum, or a control of these; name one, without .p-")
     if kind == "intervals" and (recipe.control or not recipe.sources):

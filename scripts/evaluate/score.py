@@ -19,7 +19,7 @@ for name, settings in params.image_sets.items():
     reader = reader_of(settings)
     images = reader.images()
     given_up, size = settings["given_up"], settings["shard_size"]
-    manifests = [Path(manifest) for manifest in snakemake.input.manifests if f"/{name}/" in manifest]
+    manifests = [path for path in map(Path, snakemake.input.manifests) if path.parent.name == name]
     scored = image_sets.without_shards(images, given_up, size)
     with recomputed(*manifests):
         for manifest in manifests:

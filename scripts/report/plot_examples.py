@@ -15,15 +15,12 @@ from dag.evaluate.score import clean_scores
 from dag.report.collect import best, choice, example_blocks
 from dag.workflow import plan
 
-
-def paths(files, part):
-    return [Path(file) for file in files if part in file]
-
-
 params, settings = snakemake.params, snakemake.params.image_set
 reader = reader_of(settings)
 images = image_sets.without_shards(reader.images(), params.given_up, settings["shard_size"])
-manifests = [Path(path) for path in snakemake.input.manifests]
+manifests, shards = (
+    [Path(path) for path in files] for files in (snakemake.input.manifests, snakemake.input.perturbations)
+)
 with recomputed(*manifests):
     if params.entry.get("choose") == "clean":
         chosen = best(images, clean_scores(manifests, images, params.victims, reader=reader), params.entry["images"])
@@ -32,7 +29,7 @@ with recomputed(*manifests):
     blocks = example_blocks(
         chosen,
         params.entry["panels"],
-        {row: paths(snakemake.input.perturbations, f"/{row}/") for row in plan.rows(params.entry)},
+        {row: [path for path in shards if path.parent.name == row] for row in plan.rows(params.entry)},
         manifests,
         params.networks,
         params.symbols,

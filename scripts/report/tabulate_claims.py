@@ -21,7 +21,7 @@ cells = [
     for pixels in entry["pixels"]
 ]
 statuses = attack_frames.statuses(records(snakemake.input.shards, params.networks))
-shown = pd.concat(cells, ignore_index=True)
+shown = pd.concat(cells, ignore_index=True) if cells else claims.no_cells()
 papers = shown[~shown.victim.isin(params.defended)]  # the paper's networks see images as they are
 frame = claims.claims(papers, statuses, params.families, params.architectures, params.printed)
 write_text(snakemake.output.csv, frame.to_csv(index=False))

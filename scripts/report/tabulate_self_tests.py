@@ -13,7 +13,8 @@ from dag.workflow.files import read_json, write_text
 params = snakemake.params
 tables = {"eps": [pd.DataFrame()], "iterations": [pd.DataFrame()]}
 for path, entry in zip(snakemake.input.scores, params.compared, strict=True):
-    tables[entry["along"]].append(frames.robustness(read_json(path), entry["series"], entry["along"], "float"))
+    frame = frames.robustness(read_json(path), entry["series"], entry["along"], "float")
+    tables[entry["along"]].append(frame.assign(table=path))
 budgets, iterations = (pd.concat(frames_along, ignore_index=True) for frames_along in tables.values())
 frame = self_tests.self_tests(
     budgets,

@@ -61,6 +61,9 @@ def test_what_does_not_count_is_counted():
 
 def test_the_clean_prediction_as_truth():
     seen = np.array([[0, 1]], np.uint8)
-    assert predicted(seen) is seen
+    assert predicted(seen).tolist() == seen.tolist()
+    # a class of the network that the image set lacks
+    other = predicted(np.array([[0, OTHER], [VOID, 2]], np.uint8))
+    assert other.tolist() == [[0, VOID], [VOID, 2]] and other.dtype == np.uint8
     found = predicted(rows(2, 1, 2, scores=[0.9, 0.5, 0.49]))
     assert found.labels.tolist() == [2, 1] and not found.difficult.any() and found.boxes.dtype == np.float32

@@ -39,6 +39,18 @@ def test_relations(source, victim, found):
     assert lineage.relations(source, victim, KIN) == found
 
 
+def test_an_argument_that_two_networks_leave_out_is_one_that_they_share():
+    """Children say their size, parents have the default."""
+    kin = {
+        "s": relative("esp", "s", width=1),
+        "s2": relative("esp", "s", "s", width=1, size=384),
+        "l": relative("esp", "l", width=2),
+        "l2": relative("esp", "l", "l", width=2, size=384),
+    }
+    matched = {(a, b): lineage.MATCHED in lineage.relations(a, b, kin) for a in ("s", "s2") for b in ("l", "l2")}
+    assert matched == {("s", "l"): False, ("s", "l2"): True, ("s2", "l"): True, ("s2", "l2"): False}
+
+
 def test_what_networks_have_in_common():
     assert lineage.in_common(KIN["a"], KIN["a2"]) == ["family", "lineage", "width"]
     assert lineage.in_common(KIN["a"], KIN["b"]) == ["family", "size"]

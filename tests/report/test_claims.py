@@ -286,3 +286,12 @@ def test_claims_say_which_images_they_do_without():
     text = " ".join(claims.to_markdown(rows).split())
     assert text.endswith("default one. Images that were given up are missing: 7, 8, 9.")
     assert "missing" not in claims.to_markdown(found())
+
+
+def test_without_tables_of_transfer_no_claim_about_scores_is_asked():
+    both = found(), found(claims.no_cells())
+    assert both[0].claim.tolist() == both[1].claim.tolist()
+    about_scores = [len(one) > 0 for one in both[0].value]
+    assert any(about_scores) and set(both[1].verdict) >= {claims.ABSENT}
+    told = set(both[1][both[1].verdict != claims.ABSENT].claim)
+    assert told and not any("transfer" in claim.lower() or "misled" in claim or "sum" in claim for claim in told)

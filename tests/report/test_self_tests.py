@@ -12,6 +12,10 @@ KEPT, NOWHERE_ZERO, BETTER, FOUND, TO_ZERO, LARGER, MORE = range(7)
 def row(attack, value, score, se=1.0, task="detection"):
     return {
         "victim": "net",
+        "image_set": "s",
+        "table": "t",
+        "perturbation": f"net@{attack}-{value}" if value else "none",
+        "chosen": "",
         "attack": attack,
         "value": value,
         "condition": f"ε = {value}" if value else "clean",
@@ -131,3 +135,17 @@ def test_attacks_that_miss_a_planted_example_are_named():
         "3 attacks, the best of each network and budget at least 80 %; "
         "below 95 % are 2: Net (weak) 75 %, Net (pgd-2) 80 %"
     )
+
+
+def test_the_worst_of_every_table_counts():
+    """And one network on two image sets is asked twice."""
+    first, second = (
+        curve(80.0, 40.0, last, attack="worst of all").assign(table=name, chosen=name, perturbation="worst of all")
+        for name, last in (("one", 30.0), ("two", 0.5))
+    )
+    for order in ((first, second), (second, first)):
+        frame = self_tests(pd.concat(order, ignore_index=True), pd.DataFrame(), [source()], ())
+        assert frame.verdict[TO_ZERO] == HOLDS and frame.value[LARGER] == "2 comparisons, no rise"
+    elsewhere = curve(80.0, 40.0, 30.0).assign(image_set="other")
+    frame = self_tests(pd.concat([curve(80.0, 40.0, 0.5), elsewhere]), pd.DataFrame(), [source()], ())
+    assert frame.verdict[TO_ZERO] == FAILS

@@ -79,9 +79,9 @@ def test_robustness_in_print(attacked):
     lines = [[part.strip(" *") for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == ["network", "metric", "clean", "ε = 2", "ε = 8", "p / 10⁻³", "passes"]
     pgd, cospgd, worst, zf = lines[2:6]
-    assert pgd == ["FCN-Alex\\*, pgd", "mIoU", "80.0 ± 2.0", "30.0 ± 2.0", "5.0 ± 2.0", "10.0", "21"]
-    assert cospgd[3:] == ["–", "2.0 ± 2.0", "10.0", "–"] and worst[0].endswith("worst of all")
-    assert zf[1:5] == ["mAP", "85.0 ± 2.0", "–", "3.0 ± 2.0"]
+    assert pgd == ["FCN-Alex\\*, pgd", "mIoU", "80.0 ± 2.0", "30.0 ± 2.0 ↓", "5.0 ± 2.0 ↓", "10.0", "21"]
+    assert cospgd[3:] == ["–", "2.0 ± 2.0 ↓", "10.0", "–"] and worst[0].endswith("worst of all")
+    assert zf[1] == "mAP" and zf[2].startswith("85.0 ± 2.0") and zf[3:5] == ["–", "3.0 ± 2.0 ↓"]
     accuracy = text[text.index("pixel accuracy, %") :]
     assert "9.0 ± 1.0" in accuracy and "FR-ZF, pgd" not in accuracy[: accuracy.index("objects found, %")]
     assert "Worst of all: on every image" in text and "score of at least 0.5" in text
@@ -280,7 +280,7 @@ def test_classes_that_the_images_lack_are_left_out(scores):
         (-8, -0.1, "↑"),
         (-8, 0, ""),
         (0, 0, ""),
-        (5, 5, ""),  # without any spread nothing is known of chance
+        (5, 5, "↓"),  # the same in all resamples of several images; of one image no interval is known
         (math.nan, math.nan, ""),
     ],
 )

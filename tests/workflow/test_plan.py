@@ -1235,6 +1235,21 @@ def test_variants_that_differ_in_one_setting_are_one_attack():
     assert found["attack"] == "pgd-8" and list(found["sources"]) == [3, 20, 40]
 
 
+def test_attacks_whose_names_begin_alike_keep_names_of_their_own():
+    """Ten steps at two budgets beside twenty at the same: four variants, two attacks."""
+    ten = {f"pgd-{eps}-t10": BASE["variants"][f"pgd-{eps}"] | {"iterations": 10} for eps in (4, 8)}
+    config = merge(BASE, {"variants": ten})
+    found = comparisons.series(config, along("eps", "pgd-4", "pgd-8", "pgd-4-t10", "pgd-8-t10"))
+    assert {one["attack"]: list(one["sources"].values()) for one in found} == {
+        "pgd": ["mini-fcn-vgg@pgd-4", "mini-fcn-vgg@pgd-8"],
+        "pgd-t10": ["mini-fcn-vgg@pgd-4-t10", "mini-fcn-vgg@pgd-8-t10"],
+    }
+    twenty = {f"x-{eps}": BASE["variants"]["pgd-8"] | {"eps": eps} for eps in (4, 8)}
+    ten = {f"x-{eps}": BASE["variants"]["pgd-8"] | {"eps": eps, "iterations": 10} for eps in (2, 16)}
+    with pytest.raises(ValueError, match="two attacks would be called 'x'; give their variants names that differ"):
+        comparisons.series(merge(BASE, {"variants": twenty | ten}), along("eps", *twenty, *ten))
+
+
 def test_the_worst_is_of_the_attacks_at_one_budget():
     entry = along("eps", "pgd-8", "pgd-2", "cospgd-8", networks=["mini-fcn-vgg", "mini-fr-zf-07"])
     assert comparisons.worst(BASE, entry) == {

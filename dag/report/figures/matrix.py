@@ -63,6 +63,8 @@ def transfer_matrix(cells: pd.DataFrame, families: Mapping[str, str], given: boo
     matrix = cells.pivot(index="perturbation", columns="victim", values="lost")
     if matrix.isna().any(axis=None):
         row, column = matrix.isna().stack().idxmax()
+        if ((cells.perturbation == row) & (cells.victim == column)).any():
+            raise ValueError(f"victim {column!r} has a score of 0 on clean images and nothing to lose; leave it out")
         raise ValueError(f"the transfer matrix lacks victim {column!r} under {row!r}; give all pairs")
     matrix = matrix.loc[cells.perturbation.unique(), cells.victim.unique()]
     (rows, row_tree), (columns, column_tree) = (
