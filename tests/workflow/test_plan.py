@@ -398,6 +398,11 @@ MISTAKES = {
         figure(kind="lineage", perturbations=["mini-fcn-alex+mini-fcn-vgg"], victims=["mini-fcn-alex"]),
         "figures.mine: perturbation 'mini-fcn-alex+mini-fcn-vgg': only what one network has made stands in a lineage",
     ),
+    "a lineage of an ensemble": (
+        figure(kind="lineage", perturbations=["mini-fcn-alex@x"], victims=["mini-fcn-alex"])
+        | {"variants": {"x": {"ensemble": ["mini-fcn-vgg"]}}},
+        "figures.mine: perturbation 'mini-fcn-alex@x': an ensemble has no lineage; name a source that one network makes",
+    ),
     "lineages without victims": (
         figure(kind="lineage", perturbations=["mini-fcn-alex"]), "figures.mine: give exactly one of"
     ),
