@@ -401,7 +401,7 @@ MISTAKES = {
     "a lineage of an ensemble": (
         figure(kind="lineage", perturbations=["mini-fcn-alex@x"], victims=["mini-fcn-alex"])
         | {"variants": {"x": {"ensemble": ["mini-fcn-vgg"]}}},
-        "figures.mine: perturbation 'mini-fcn-alex@x': an ensemble has no lineage; name a source that one network makes",
+        "figures.mine: perturbation 'mini-fcn-alex@x': an ensemble has no lineage; name a source",
     ),
     "lineages without victims": (
         figure(kind="lineage", perturbations=["mini-fcn-alex"]), "figures.mine: give exactly one of"
