@@ -27,6 +27,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -262,8 +263,12 @@ def load_peer(path: Path | None) -> Callable | None:
     if path is None:
         return None
     sys.path.insert(0, str(path))
+    from dag.attack.adv_lib import without_plots
+
     try:
-        from adv_lib.attacks.segmentation.dense_adversary import dag
+        with without_plots(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as dag.attack.adv_lib
+            from adv_lib.attacks.segmentation.dense_adversary import dag
     except ImportError as error:
         raise SystemExit(f"--peer {path}: adv-lib cannot be imported from there: {error}") from error
     return dag

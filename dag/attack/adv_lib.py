@@ -86,14 +86,14 @@ def _attacks(version: str) -> dict[str, Callable]:
         raise ValueError(
             f"adv-lib {installed} is installed, `version` of the arguments says {version}; make them equal"
         )
-    with _without_plots(), warnings.catch_warnings():
+    with without_plots(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of its way to compare versions
         module = importlib.import_module("adv_lib.attacks.segmentation")
     return {name: getattr(module, name) for name in NAMES}
 
 
 @contextmanager
-def _without_plots() -> Iterator[None]:
+def without_plots() -> Iterator[None]:
     """Let the package import visdom where that is not installed; it is for callbacks alone."""
     if importlib.util.find_spec("visdom") is not None:
         yield
