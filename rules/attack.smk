@@ -11,7 +11,7 @@ would multiply the storage.
 
 
 rule perturb:
-    """Dense Adversary Generation on one shard with one source."""
+    """One attack on one network, for the images of one shard."""
     input:
         weights=lambda wildcards: [
             file for name in plan.attacked(config, wildcards.source) for file in paths.weights(config, name).values()

@@ -47,7 +47,7 @@ class Method:
     diversity : float
         Probability that the gradient is that of an image resized and padded at random, see `dag.attack.diversity`.
     scales : int
-        The gradient is the mean over x / 2^k, k = 0 .. scales - 1 (Lin et al., ICLR 2020).
+        The gradient is the sum over x / 2^k, k = 0 .. scales - 1 (Lin et al., ICLR 2020).
     """
 
     objective: str = "dag"

@@ -55,8 +55,8 @@ def predict(
 
     Variants of an image (perturbations x pixels) fill batches of a fixed size, the last one with copies: a
     prediction must not depend on which other cells a run happens to compute, and on a GPU the size of a batch chooses
-    the kernels.  Detectors see one at a time, because the rows of their second stage would be as many as
-    the proposals of all images of the batch.  So do networks that draw random numbers; each of their passes is seeded
+    the kernels.  Detectors that do not say that their images are `independent` see one at a time.
+    So do networks that draw random numbers; each of their passes is seeded
     by victim, cell and image.
 
     Parameters

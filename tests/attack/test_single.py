@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_perturb
 import torch
+import yaml
 from PIL import Image
 
 import dag
@@ -28,10 +29,12 @@ def test_the_example_of_the_documentation(tmp_path, monkeypatch, capsys):
     example = re.search(r"```python\n(import numpy.*?)```", (ROOT / "docs" / "attacks.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    torch.save(fcn(body="vgg", labels=[0, 1, 2, 3, 6, 7, 19]).state_dict(), "mini-fcn-vgg.pt")
+    entry = yaml.safe_load((ROOT / "config" / "networks.yaml").read_text())["networks"]["mini-fcn-vgg"]
+    Path("resources/weights").mkdir(parents=True)
+    torch.save(fcn(**entry["arguments"]).state_dict(), "resources/weights/mini-fcn-vgg.pt")
     image, label_map = made()
     Image.fromarray(image.astype(np.uint8)).save("image.jpg")
-    Image.fromarray(np.where(np.isin(label_map, [0, 1, 2, 3, 6, 7, 19]), label_map, 255).astype(np.uint8)).save(
+    Image.fromarray(np.where(np.isin(label_map, entry["arguments"]["labels"]), label_map, 255).astype(np.uint8)).save(
         "mask.png"
     )
     exec(compile(example, "docs/attacks.md", "exec"), {})
