@@ -80,19 +80,26 @@ def method_of(settings: dict) -> Method:
     return Method(**{field.name: settings[field.name] for field in fields(Method) if field.name in settings})
 
 
-def project(r: Tensor, image: Tensor, method: Method) -> Tensor:
-    """r (3, H, W) cut to the budget, and the perturbed image to 0..255; r as it is without a budget.
+def within(r: Tensor, method: Method) -> Tensor:
+    """r (3, H, W) cut to the ball of the budget; r as it is without a budget.
 
-    The bounds of every value are exact in float32 for images of whole grey levels, so the stored r never exceeds them.
+    No value that is stored in float32 exceeds it, whatever eps.
     """
     if method.budget is None:
         return r
     if method.budget == "linf":
-        return torch.clamp(r, (-image).clamp(min=-method.bound), (255 - image).clamp(max=method.bound))
+        return r.clamp(-method.bound, method.bound)
     norm = (r if r.device.type == "mps" else r.double()).norm()  # Apple's GPUs have no float64
-    # a little below eps, since the product is rounded to float32; truncation only shortens r
-    r = torch.where(norm > method.eps, r * (method.eps / norm * (1 - 2**-20)).to(r), r)
-    return torch.clamp(r, -image, 255 - image)
+    # a little below eps, since the product is rounded to float32
+    return torch.where(norm > method.eps, r * (method.eps / norm * (1 - 2**-20)).to(r), r)
+
+
+def project(r: Tensor, image: Tensor, method: Method) -> Tensor:
+    """r (3, H, W) cut to the budget, and the perturbed image to 0..255, which only shortens r; r without a budget.
+
+    The bounds of every value are exact in float32 for images of whole grey levels, so the stored r never exceeds them.
+    """
+    return r if method.budget is None else torch.clamp(within(r, method), -image, 255 - image)
 
 
 def start(image: Tensor, method: Method, rng) -> Tensor:

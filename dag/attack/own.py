@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dag.attack.engine import Attack, AttackError, Problem
-from dag.attack.methods import Method
+from dag.attack.methods import Method, within
 from dag.attack.rules import CONVERGED, ITERATION_LIMIT, NO_TARGETS
 from dag.data.image_sets import ImageError
 from dag.data.pictures import read_perturbation
@@ -73,7 +73,7 @@ def own_attacks(
         except Exception as error:  # of the function, not of this image
             raise ValueError(f"{name} failed on {problem.name}: {type(error).__name__}: {error}") from error
         _check(r, problem, method, name)
-        r = _within(r.detach().to(problem.image), method)
+        r = within(r.detach().to(problem.image), method)
         if not targets:
             yield problem, Attack(r, NO_TARGETS, [])
             continue
@@ -95,12 +95,3 @@ def _check(r: Tensor, problem: Problem, method: Method, name: str) -> None:
                 f"{problem.name}: {name} returned a perturbation of {method.budget} norm {size:.4g}, above the budget "
                 f"eps = {method.eps}; project it, or leave budget and eps out"
             )
-
-
-def _within(r: Tensor, method: Method) -> Tensor:
-    """r cut to the budget exactly, which it exceeds by no more than `SLACK`."""
-    if method.budget == "linf":
-        return r.clamp(-method.bound, method.bound)
-    if method.budget == "l2" and (size := float(r.cpu().double().norm())) > method.eps:
-        return r * (method.eps / size * (1 - 2**-20))
-    return r

@@ -86,11 +86,6 @@ def first_of(settings: dict) -> dict:
     return settings["worst_of"][0] if "worst_of" in settings else settings
 
 
-def first_method(settings: dict) -> Method:
-    """The method of `first_of`."""
-    return method_of(first_of(settings))
-
-
 def scores_of(network: Network, method: Method) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
     """f for `dag.attack.engine` of what a method attacks."""
     if method.objective in OBJECTNESS:
@@ -226,7 +221,7 @@ def attacks(
         method=method,
         shares=shares,
         background=None if readout else background_column(network),
-        probabilities=network.probabilities if detector and not readout else None,
+        probabilities=network.probabilities if detector else None,
         batch=batch,
         late=device == "cuda",
     )
@@ -320,7 +315,7 @@ def perturb(
     network, others = network.to(device), [one.to(device) for one in others]
     check_alike([network, *others])
     batch = BATCH[torch.device(device).type] if batch is None else batch
-    method = first_method(settings)
+    method = method_of(first_of(settings))
     shares = None
     if pixels is not None:
         counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64)

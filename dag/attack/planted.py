@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dag.attack.engine import Problem
-from dag.attack.methods import Method, start
-from dag.attack.perturb import attacks, first_method, problem_of, scores_of, truth_of
+from dag.attack.methods import Method, method_of, project, start
+from dag.attack.perturb import attacks, first_of, problem_of, scores_of, truth_of
 from dag.data.classes import Match
 from dag.data.readers import VOC_LAYOUT, Reader
 from dag.networks.interface import Network
@@ -88,11 +88,15 @@ def find_planted(
         and `left`, how many of them answer "clean" after the attack; none does at the planted example.
     """
     network, found = network.to(device), []
-    todo = [(source, image) for source in sources for image in images]
-    for source, (root, image_id) in progress(todo, len(todo)):
-        settings, image = sources[source], torch.from_numpy(reader.image((root, image_id))).to(device)
+    read = []
+    for root, image_id in images:
+        image = torch.from_numpy(reader.image((root, image_id))).to(device)
         truth = truth_of(network, image, reader.truth(network.task, (root, image_id)), match)
-        method, rng = first_method(settings), generator("planted", seed, name, image_id)
+        read.append((image_id, image, truth))
+    todo = [(source, one) for source in sources for one in read]
+    for source, (image_id, image, truth) in progress(todo, len(todo)):
+        settings, rng = sources[source], generator("planted", seed, name, image_id)
+        method = method_of(first_of(settings))
         with arithmetic("fp32", image.device.type):
             labels = generator("adversarial labels", seed, name, image_id)
             problem, _ = problem_of(network, image, truth, settings, labels, image_id)
@@ -147,7 +151,9 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
         return scores((image + r)[None], [problem])[0]
 
     points = [start(image, anywhere, rng) for _ in range(POINTS)]
-    example = corner(start(image, anywhere, rng), image, method)
+    example = start(image, anywhere, rng)
+    if method.budget == "linf":  # a corner of the cube
+        example = project(method.eps * example.sign(), image, method)
     clean, there = seen(torch.zeros_like(image)), seen(example)
     direction = there - clean
     direction = direction / direction.square().sum(1, keepdim=True)  # not finite where the scores do not change
@@ -162,13 +168,6 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
     return replace(
         problem, labels=labels, adversarial=torch.where(told, 1, -1), boxes=None, where=readout, first=first
     ), example
-
-
-def corner(r: Tensor, image: Tensor, method: Method) -> Tensor:
-    """A point of the ball moved to a corner of it, as far from the image as the budget allows; in 0..255."""
-    if method.budget == "linf":
-        r = method.bound * r.sign()
-    return torch.clamp(r, -image, 255 - image)
 
 
 def planted_scores(scores: Scores) -> Scores:
