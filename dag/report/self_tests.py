@@ -131,19 +131,18 @@ def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
 
 def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
     """Share of the planted targets that every attack changes, and that of the best with the same budget."""
-    shares: dict[str, list[float]] = {}
-    budgets: dict[tuple, set[str]] = {}
+    shares: dict[tuple, dict[str, list[float]]] = {}
     for row in planted:
         if row["targets"]:
-            shares.setdefault(row["label"], []).append(1 - row["left"] / row["targets"])
             budget = tuple(row[key] for key in ("network", "image_set", "budget", "eps", "objectness"))
-            budgets.setdefault(budget, set()).add(row["label"])
-    means = {label: float(np.mean(found)) for label, found in shares.items()}
-    best = [max(means[label] for label in labels) for labels in budgets.values()]
-    short = sorted((label for label, share in means.items() if share < FOUND), key=means.get)
-    texts = [f"{len(means)} attacks, the best of each network and budget at least {100 * min(best, default=0):.0f} %"]
+            shares.setdefault(budget, {}).setdefault(row["label"], []).append(1 - row["left"] / row["targets"])
+    means = [{label: float(np.mean(found)) for label, found in of.items()} for of in shares.values()]
+    best = [max(of.values()) for of in means]
+    every = sorted(((share, label) for of in means for label, share in of.items()), key=lambda pair: pair[0])
+    short = [pair for pair in every if pair[0] < FOUND]
+    texts = [f"{len(every)} attacks, the best of each network and budget at least {100 * min(best, default=0):.0f} %"]
     if short:
-        listed = ", ".join(f"{label} {100 * means[label]:.0f} %" for label in short[:5])
+        listed = ", ".join(f"{label} {100 * share:.0f} %" for share, label in short[:5])
         texts.append(f"below {100 * FOUND:.0f} % are {len(short)}: {listed}{', ...' if len(short) > 5 else ''}")
     return (
         "A planted adversarial example is found",

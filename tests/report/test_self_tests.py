@@ -42,9 +42,9 @@ def source(largest=8.0, status="iteration limit", first=30, active=(30, 5), imag
     return {"source": "net@pgd-8", "label": "Net (pgd-8)", "settings": known, "records": records, "missing": []}
 
 
-def plant(*left, label="Net (pgd-8)", eps=8, targets=200):
+def plant(*left, label="Net (pgd-8)", eps=8, targets=200, image_set="s"):
     """What an attack leaves of the example in every image."""
-    known = {"network": "net", "image_set": "s", "label": label, "budget": "linf", "eps": eps}
+    known = {"network": "net", "image_set": image_set, "label": label, "budget": "linf", "eps": eps}
     known |= {"objectness": False, "targets": targets}
     return [known | {"left": number} for number in left]
 
@@ -83,6 +83,7 @@ def verdict(test, budgets=None, iterations=None, sources=None, planted=()):
         (FOUND, {"planted": plant(0, 22)}, FAILS),
         (FOUND, {"planted": plant(100, 100) + plant(0, 0, label="Net (cospgd-8)")}, HOLDS),  # one of both suffices
         (FOUND, {"planted": plant(100, 100, eps=2) + plant(0, 0, label="Net (cospgd-8)")}, FAILS),  # of that budget
+        (FOUND, {"planted": plant(100, 100, image_set="other") + plant(*20 * [0])}, FAILS),  # each image set by itself
         (FOUND, {"planted": plant(0, targets=0)}, ABSENT),
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 1.0)}, HOLDS),  # 1 + 1.96 < 4
         (TO_ZERO, {"budgets": curve(80.0, 40.0, 10.0, 3.0)}, OPEN),
