@@ -143,7 +143,7 @@ def score(
             "companion_metric": _companion(entry["task"], companion, reader.classes),
             "truth": "annotated" if reader.annotated else "clean",
             "ignored": truths[victim].ignored,
-            "cells": _cells(values[victim], reader.classes, several=len(images) > 1),
+            "cells": _cells(values[victim], reader.classes),
         }
         for victim, entry in networks.items()
     ]
@@ -233,11 +233,8 @@ def _f1(truth: Truth, rows: NDArray) -> float:
     return 200 * matches.hits.sum() / (len(matches.hits) + objects) if objects else np.nan
 
 
-def _cells(values: dict, classes: ClassList, several: bool) -> list[dict]:
-    """Cells of one victim in their reported form, means of the draws of controls included.
-
-    Without `several` images the resamples are all alike, and no interval is known.
-    """
+def _cells(values: dict, classes: ClassList) -> list[dict]:
+    """Cells of one victim in their reported form, means of the draws of controls included."""
     values = values | _means_of_draws(values)
     cells = []
     for (name, pixels), value in values.items():
@@ -252,9 +249,9 @@ def _cells(values: dict, classes: ClassList, several: bool) -> list[dict]:
                 "companion_se": _error(value["companion"]),
                 "drop": _number(drop[0]),
                 "drop_se": _error(drop),
-                **dict(zip(("drop_low", "drop_high"), _interval(drop, several), strict=True)),
+                **dict(zip(("drop_low", "drop_high"), _interval(drop), strict=True)),
                 "beyond": {
-                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"], several)
+                    control: _difference(values[f"{name}.{control}", pixels]["score"] - value["score"])
                     for control in CONTROLS
                     if (f"{name}.{control}", pixels) in values
                 },
@@ -276,6 +273,8 @@ def _cells(values: dict, classes: ClassList, several: bool) -> list[dict]:
 
 
 def _weights(images: int, resamples: int, seed: int) -> NDArray:
+    if images == 1:  # its resamples are all alike: of its errors nothing is known
+        resamples = 0
     return bootstrap_weights(images, resamples, int(generator("bootstrap", seed).integers(2**31)))
 
 
@@ -291,7 +290,7 @@ def _values(
     task: str, truth: Truth, compared: NDArray | list[SimpleNamespace], weights: NDArray, companion: str = ""
 ) -> dict:
     """All metrics, the plain value first and then one per resample, and per-class values."""
-    weights = np.concatenate([np.ones_like(weights[:1]), weights])
+    weights = np.concatenate([np.ones((1, weights.shape[1]), weights.dtype), weights])
     if task == "segmentation":
         values = segmentation_scores(compared, weights, truth.classes.ground)
     else:
@@ -346,16 +345,14 @@ def _error(values: NDArray) -> float | None:
     return float(np.std(resampled, ddof=1)) if len(resampled) > 1 else None
 
 
-def _interval(values: NDArray, several: bool) -> tuple[float | None, float | None]:
+def _interval(values: NDArray) -> tuple[float | None, float | None]:
     """Percentile interval that holds 95 % of the resamples in which the score exists."""
     resampled = values[1:][np.isfinite(values[1:])]
-    if not several or len(resampled) < 2:
-        return None, None
-    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist())
+    return tuple(np.quantile(resampled, (0.025, 0.975)).tolist()) if len(resampled) > 1 else (None, None)
 
 
-def _difference(values: NDArray, several: bool) -> dict[str, float | None]:
-    low, high = _interval(values, several)
+def _difference(values: NDArray) -> dict[str, float | None]:
+    low, high = _interval(values)
     return {"difference": _number(values[0]), "low": low, "high": high}
 
 

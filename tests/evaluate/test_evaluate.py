@@ -652,11 +652,28 @@ def scored(
         cells.write_manifest(manifests[-1], made)
         start += size
     networks = {"victim": {"label": "Victim", "task": task}}
-    images = [(root, image_id) for image_id in IDS]
+    images = [(root, image_id) for image_id in IDS[: sum(split)]]
     (found,) = score.score(manifests, images, networks, resamples=resamples, seed=seed, **more)
-    assert (found["victim"], found["label"], found["task"], found["images"]) == ("victim", "Victim", task, 3)
+    assert (found["victim"], found["label"], found["task"], found["images"]) == ("victim", "Victim", task, sum(split))
     json.dumps(found, allow_nan=False)
     return found, {(cell["perturbation"], cell["pixels"]): cell for cell in found["cells"]}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_of_a_single_image_no_error_is_known(tmp_path, root, task):
+    """All of its resamples are the image itself; a spread of zero would be a claim."""
+    clean, lost = (
+        (label_maps(CLEAN), label_maps(NOTHING))
+        if task == "segmentation"
+        else ({i: hit(0.9) for i in IDS}, {i: np.zeros((0, 6), np.float32) for i in IDS})
+    )
+    predictions = {("none", "float"): clean, ("net", "float"): lost, ("net.permuted-1", "float"): clean}
+    _, table = scored(tmp_path / "p", root, predictions, task=task, split=(1,))
+    cell = table["net", "float"]
+    assert cell["drop"] > 0
+    for key in ("score_se", "companion_se", "drop_se", "drop_low", "drop_high"):
+        assert cell[key] is None, key
+    assert cell["beyond"]["permuted"] == {"difference": cell["drop"], "low": None, "high": None}
 
 
 def test_miou_by_hand(tmp_path, root):
