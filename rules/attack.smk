@@ -26,8 +26,8 @@ rule perturb:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, plan.attacked(config, wildcards.source)),
-        mem_mb=lambda wildcards: budget.memory_mb(config, plan.attacked(config, wildcards.source)),
+        gpu=lambda wildcards: costs.gpus(config, plan.attacked(config, wildcards.source)),
+        mem_mb=lambda wildcards: costs.memory_mb(config, plan.attacked(config, wildcards.source)),
         runtime=lambda wildcards: jobs.attack_minutes(config, wildcards.source),
     params:
         network=lambda wildcards: jobs.network(config, plan.network_of(wildcards.source)),
@@ -54,8 +54,8 @@ rule plant:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, [wildcards.network]),
-        mem_mb=lambda wildcards: budget.memory_mb(config, [wildcards.network]),
+        gpu=lambda wildcards: costs.gpus(config, [wildcards.network]),
+        mem_mb=lambda wildcards: costs.memory_mb(config, [wildcards.network]),
         runtime=lambda wildcards: jobs.plant_minutes(config, wildcards.network, wildcards.image_set),
     params:
         network=lambda wildcards: jobs.network(config, wildcards.network),
@@ -87,8 +87,8 @@ rule shape:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, [product(wildcards.product)["network"]]),
-        mem_mb=lambda wildcards: budget.memory_mb(config, [product(wildcards.product)["network"]]),
+        gpu=lambda wildcards: costs.gpus(config, [product(wildcards.product)["network"]]),
+        mem_mb=lambda wildcards: costs.memory_mb(config, [product(wildcards.product)["network"]]),
         runtime=lambda wildcards: jobs.shape_minutes(config, wildcards.product),
     params:
         network=lambda wildcards: jobs.network(config, product(wildcards.product)["network"]),

@@ -20,7 +20,7 @@ from snakemake.logging import logger
 
 from dag.data.voc import FILES
 from dag.report import description
-from dag.workflow import budget, comparisons, configuration, digests, jobs, layers, paths, plan
+from dag.workflow import comparisons, configuration, costs, digests, jobs, layers, paths, plan
 from dag.workflow.jobs import code
 from dag.workflow.names import CONTROLS, DRAWN_PATTERN, REPEATED_PATTERN, SCALED_PATTERN, SOURCE_PATTERN, SUM_PATTERN
 from dag.workflow.plan import one_of
@@ -49,8 +49,8 @@ if any(folder != place for folder, place in moved.items()):
     config["folders"] = moved
 
 # What a run on GPUs will cost is said before it is started.
-if workflow.is_main_process and budget.gpus(config, plan.networks(config)):
-    logger.info(budget.summary(config))
+if workflow.is_main_process and costs.gpus(config, plan.networks(config)):
+    logger.info(costs.summary(config))
 
 product = partial(plan.product, config)
 training = partial(plan.training, config)

@@ -30,8 +30,8 @@ rule predict:
     conda:
         "../environment.yml"
     resources:
-        gpu=lambda wildcards: budget.gpus(config, list(jobs.cells(config, wildcards.product, wildcards.image_set))),
-        mem_mb=lambda wildcards: budget.memory_mb(
+        gpu=lambda wildcards: costs.gpus(config, list(jobs.cells(config, wildcards.product, wildcards.image_set))),
+        mem_mb=lambda wildcards: costs.memory_mb(
             config, list(jobs.cells(config, wildcards.product, wildcards.image_set))
         ),
         runtime=lambda wildcards: jobs.predict_minutes(config, wildcards.product, wildcards.image_set),

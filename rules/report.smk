@@ -402,7 +402,7 @@ rule plot_shapes:
 rule write_index:
     """One page with all tables and figures that opens in any browser."""
     input:
-        products=[file for name in config["targets"] for file in paths.product_files(config, name)],
+        products=[file for name in config["products"] for file in paths.product_files(config, name)],
         claims=multiext(f"{paths.results(config)}/tables/claims", ".csv", ".md"),
         perceptibility=multiext(f"{paths.results(config)}/tables/perceptibility", ".csv", ".md"),
         self_tests=multiext(f"{paths.results(config)}/tables/self_tests", ".csv", ".md"),
@@ -417,9 +417,9 @@ rule write_index:
         "../environment.yml"
     params:
         experiment=description.experiment(config),
-        products={name: product(name) for name in config["targets"]},
-        files={name: jobs.made(config)[name]["files"] for name in config["targets"]},
-        captions={name: description.caption(config, name, HERE / "report") for name in config["targets"]},
+        products={name: product(name) for name in config["products"]},
+        files={name: jobs.made(config)[name]["files"] for name in config["products"]},
+        captions={name: description.caption(config, name, HERE / "report") for name in config["products"]},
         code=code("scripts/report/write_index.py"),
     script:
         "../scripts/report/write_index.py"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dag.data import image_sets as data
-from dag.workflow import budget, comparisons, contents, digests, paths, plan
+from dag.workflow import comparisons, contents, costs, digests, paths, plan
 from dag.workflow.contents import Contents
 from dag.workflow.names import PLANTED
 
@@ -292,7 +292,7 @@ def table_scores(config: dict, *layouts: str) -> list[str]:
 
 def attack_minutes(config: dict, source: str) -> int:
     """Run time of `perturb` to ask a scheduler for."""
-    return budget.run_time_minutes(budget.attack_seconds(config, source, config["shard_size"]), small=480)
+    return costs.run_time_minutes(costs.attack_seconds(config, source, config["shard_size"]), small=480)
 
 
 def planted(config: dict, network: str, image_set: str) -> dict[str, dict]:
@@ -303,16 +303,16 @@ def planted(config: dict, network: str, image_set: str) -> dict[str, dict]:
 def plant_minutes(config: dict, network: str, image_set: str) -> int:
     """Run time of `plant` to ask a scheduler for."""
     sources = plan.planted_sources(config)[network, image_set]
-    seconds = sum(budget.attack_seconds(config, source, PLANTED) for source in sources)
-    return budget.run_time_minutes(seconds, small=240)
+    seconds = sum(costs.attack_seconds(config, source, PLANTED) for source in sources)
+    return costs.run_time_minutes(seconds, small=240)
 
 
 def shape_minutes(config: dict, product: str) -> int:
     """Run time of `shape` to ask a scheduler for."""
-    return budget.run_time_minutes(budget.shape_seconds(config, plan.product(config, product)), small=120)
+    return costs.run_time_minutes(costs.shape_seconds(config, plan.product(config, product)), small=120)
 
 
 def predict_minutes(config: dict, product: str, image_set: str) -> int:
     """Run time of `predict` to ask a scheduler for."""
     entry = plan.product(config, product)
-    return budget.run_time_minutes(budget.predict_seconds(config, entry, image_set, config["shard_size"]), small=240)
+    return costs.run_time_minutes(costs.predict_seconds(config, entry, image_set, config["shard_size"]), small=240)

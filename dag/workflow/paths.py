@@ -225,7 +225,7 @@ def about(config: dict) -> list[str]:
 
 def everything(config: dict) -> list[str]:
     """All that `all` makes."""
-    files = [file for product in config["targets"] for file in product_files(config, product)]
+    files = [file for product in config["products"] for file in product_files(config, product)]
     return [*files, *about(config), f"{results(config)}/index.html", f"{results(config)}/provenance.json"]
 
 
@@ -237,7 +237,7 @@ def made(config: dict) -> dict[str, dict[str, list[str]]]:
             "files": product_files(config, product),
             "shapes": _shapes(config, product),
         }
-        for product in config["targets"]
+        for product in config["products"]
     }
     return found | {"about": {"manifests": [], "files": about(config)}}
 

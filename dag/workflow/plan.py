@@ -134,7 +134,7 @@ def bases(entry: dict) -> dict[str, str]:
 
 def products(config: dict) -> dict[str, dict]:
     """The tables and figures that `all` makes, by name."""
-    return {name: product(config, name) for name in config["targets"]}
+    return {name: product(config, name) for name in config["products"]}
 
 
 def draws(row: str, permutations: int) -> list[str]:

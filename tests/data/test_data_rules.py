@@ -437,7 +437,7 @@ def test_the_image_sets_of_the_paper(server, archives, tmp_path):
             year.chmod(0o755)
     assert result.returncode == 0, result.stdout
     assert [path.name for path in (other / "resources/VOCdevkit").iterdir()] == ["SBD"]
-    local = configuration.with_local_voc(configured(config | {"voc": str(own), "targets": ["table_rules"]}))[
+    local = configuration.with_local_voc(configured(config | {"voc": str(own), "products": ["table_rules"]}))[
         "image_sets"
     ]
     for name in ("voc07-test", "voc0712-trainval", "seg11valid", "trainaug", "table4-110"):

@@ -161,7 +161,7 @@ def test_overlays_with_images_of_their_own_name_a_kind(name):
 def test_attacks_of_the_family_are_described_from_their_settings():
     rows = ["mini-fcn-vgg@pgd-8", "mini-fcn-vgg@sea-4", "mini-fcn-vgg@dag-2"]
     table = {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test", "sources": rows}
-    attacks = described(tables={"mine": table}, figures={}, targets=["mine"])["attacks"]
+    attacks = described(tables={"mine": table}, figures={}, products=["mine"])["attacks"]
     by_variant = {attack["variant"]: attack for attack in attacks}
     assert by_variant["pgd-8"]["text"] == "Raises the cross-entropy (PGD)."
     assert by_variant["pgd-8"]["settings"].startswith(
@@ -181,7 +181,7 @@ def test_captions_and_the_page_say_what_a_defence_does():
     }
     table = {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test"}
     table |= {"perturbations": ["none"], "victims": ["mini-fcn-vgg", "j", "k"]}
-    config = layers.with_defended(changed({"networks": networks, "tables": {"t": table}, "targets": ["t"]}))
+    config = layers.with_defended(changed({"networks": networks, "tables": {"t": table}, "products": ["t"]}))
     notes = description.notes(config, table)
     # an image meets the outer defence first
     assert notes == {

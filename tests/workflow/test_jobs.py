@@ -8,7 +8,7 @@ from dag.workflow.names import stage_iterations
 
 CONFIG = {
     "experiment": "e", "seed": 2017, "voc": None, "weights": None, "shard_size": 2, "given_up": ["s/0001"],
-    "permutations": 1, "pixels": ["float"], "targets": ["t", "f", "g", "c"],
+    "permutations": 1, "pixels": ["float"], "products": ["t", "f", "g", "c"],
     "classes": {"voc": {"names": ["ground", "thing"], "colours": ["#000000", "#ffffff"]}, "own": {"names": ["it"]}},
     "downloads": {"a.caffemodel": {"archive": "x.zip", "member": "m/a"}, "x.zip": {"urls": ["u"], "md5": "1"}},
     "networks": {
@@ -89,7 +89,7 @@ def test_what_all_makes():
         f"{base}/s/perturbations/a@v/{shard}.h5" for shard in ("0000", "0002")
     ]
     assert paths.made(CONFIG)["c"]["shapes"] == []
-    shapes = paths.made(CONFIG | {"targets": ["unused"]})
+    shapes = paths.made(CONFIG | {"products": ["unused"]})
     assert shapes["unused"]["shapes"] == [f"{base}/shapes/unused.h5"]
 
 
@@ -197,7 +197,7 @@ def test_which_attacks_have_to_find_a_planted_example():
             "attacks": {"segmentation": {"step": 1}, "detection": {}},
             "variants": variants,
             "tables": {"t": table},
-            "targets": ["t"],
+            "products": ["t"],
         },
     )
     assert plan.planted_sources(config) == {("a", "s"): ["a@in", "a@worst-in"], ("c", "s"): ["c@in"]}

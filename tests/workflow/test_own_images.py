@@ -145,7 +145,7 @@ def overlay() -> dict:
         "attacks": {
             "segmentation": {"iterations": 2}, "detection": {"iterations": 2, "rules": "algorithm-1", "limit": 20},
         },
-        "permutations": 1, "pixels": ["float"], "bootstrap": 3, "targets": [*tables, "gallery_own"],
+        "permutations": 1, "pixels": ["float"], "bootstrap": 3, "products": [*tables, "gallery_own"],
         "figures": {"gallery_own": gallery | {"perturbations": ["maps", "boxes"], "victims": ["maps", "boxes"]}},
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from dag.networks.caffe import deeplab, faster_rcnn, fcn, rfcn
 from dag.networks.caffe import layers as caffe
-from dag.workflow import budget, plan
+from dag.workflow import costs, plan
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"
@@ -119,7 +119,7 @@ def test_gpu_hours_are_of_the_order_that_the_design_expects():
     # without Figure 3, which the estimate there leaves out: 488 PFLOP of attacks
     sources = [pair for pair in plan.all_source_sets(config) if "@" not in pair[0]]
     sizes = {name: entry["size"] for name, entry in config["image_sets"].items()}
-    seconds = sum(budget.attack_seconds(config, source, sizes[image_set]) for source, image_set in sources)
+    seconds = sum(costs.attack_seconds(config, source, sizes[image_set]) for source, image_set in sources)
     assert 0.7 < seconds * config["gpus"][config["gpu"]]["attack"] / 488e3 < 1.5
 
 

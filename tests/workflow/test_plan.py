@@ -230,8 +230,8 @@ def test_retrained_networks_ask_for_no_released_weights():
         {"attacks": {"detection": {"options": {"strength": None, "stop": 0.1}}}},
         {"variants": {"weak": {"step": 0.1, "options": {"strength": [0.35, 0.5]}}}},
         {"pixels": ["float"]},
-        {"targets": ["table2"]},
-        {"targets": ["figure4"]},
+        {"products": ["table2"]},
+        {"products": ["figure4"]},
         figure(kind="gallery", perturbations=["mini-fcn-alex.permuted-1"], victims=["mini-fr-zf-07"]),
         figure(kind="lineage", perturbations=["mini-fcn-alex@pgd-8.p-4", "mini-fcn-vgg"], victims=["mini-fcn-alex"]),
         figure(kind="lineage", panels=[{"perturbation": "mini-fcn-alex", "victims": ["mini-fcn-vgg"]}]),
@@ -260,8 +260,8 @@ MISTAKES = {
     "unknown rules": ({"attacks": {"segmentation": {"rules": "paper"}}}, "attacks.segmentation.rules: 'paper' is"),
     "no float pixels": ({"pixels": ["8-bit"]}, "pixels: ['8-bit'] must contain 'float'"),
     "unknown pixels": ({"pixels": ["float", "16-bit"]}, "pixels: pixels '16-bit' is unknown; choose from float, 8-bit"),
-    "a target twice": ({"targets": ["table1", "table1"]}, "targets: "),
-    "no targets": ({"targets": []}, "targets: "),
+    "a product twice": ({"products": ["table1", "table1"]}, "products: "),
+    "no products": ({"products": []}, "products: "),
     "a shard given up that is not there": (
         {"given_up": ["mini-test/9999"]}, "given_up: there is no shard mini-test/9999; write image set/shard",
     ),
@@ -269,7 +269,7 @@ MISTAKES = {
     "all is given up": (
         {"shard_size": 2000, "given_up": ["mini-test/0000"]}, "given_up: no shard of mini-test is left; take one out",
     ),
-    "an unknown target": ({"targets": ["table9"]}, "targets.0: 'table9' is not in tables or figures; did you mean"),
+    "an unknown product": ({"products": ["table9"]}, "products.0: 'table9' is not in tables or figures; did you mean"),
     "an unknown layout": (table(layout="square"), "tables.mine.layout: 'square' is not one of"),
     "a table without victims": (
         {"tables": {"mine": {"title": "", "description": "", "layout": "transfer", "image_set": "mini-test",
@@ -325,6 +325,7 @@ MISTAKES = {
         figure(kind="strength", perturbations=["mini-fcn-vgg"], strengths=[1], victims=["mini-fcn-vgg"]),
         "figures.mine.strengths: this key is called perceptibilities now; rename it",
     ),
+    "the list of products under its old name": ({"targets": ["table1"]}, "targets: this key is called products now"),
     "strengths of a name that is none": (
         figure(kind="strength", perturbations=["FCN"], perceptibilities=[1], victims=["mini-fcn-vgg"]),
         "figures.mine: perturbation 'FCN': 'FCN' is not the name of a perturbation",
@@ -673,7 +674,7 @@ def test_a_mistake_gets_a_sentence_that_names_the_place(mistake):
         (table(victims=["mini-fr-fz-07"]), "'mini-fr-fz-07' is not in networks; did you mean 'mini-fr-zf-07'?"),
         (rows("mini-fcn-vg"), "network 'mini-fcn-vg' is not in networks; did you mean 'mini-fcn-vgg'?"),
         (rows("mini-fr-zf-07@nms-51"), "variant 'nms-51' is not in variants; did you mean 'nms-50'?"),
-        ({"targets": ["tabel1"]}, "'tabel1' is not in tables or figures; did you mean 'table1'?"),
+        ({"products": ["tabel1"]}, "'tabel1' is not in tables or figures; did you mean 'table1'?"),
         ({"permutation": 3}, "; did you mean 'permutations'?"),
         (table(image_sets="mini-test"), "; did you mean 'image_set'?"),
     ],
@@ -793,7 +794,7 @@ def test_another_experiment_needs_a_name(layer):
     [
         {},
         {"seed": 2017, "voc": "/data", "weights": "/w", "given_up": ["mini-test/0000"], "gpu": "assumed"},
-        {"targets": ["table1"], "pixels": ["float"], "shard_size": 5, "title": "x"},
+        {"products": ["table1"], "pixels": ["float"], "shard_size": 5, "title": "x"},
         rows("none"),
         figure(kind="convergence", sources=["mini-fcn-vgg"]),
         {"variants": {"mine": {"step": 1}}, "networks": {"mine": {"label": "x", "task": "detection"}}},
@@ -892,7 +893,7 @@ def test_a_folder_of_the_user_gives_the_size(tmp_path):
                 "training": entry | {"parts": [part("VOC2007")]},
                 "derived": entry | {"parts": [part("VOC2012"), part("VOC2012") | {"list": "resources/derived.txt"}]},
             },
-            "targets": ["mine"],
+            "products": ["mine"],
         }
         | rows("none", "mini-fr-zf-07")
     )
@@ -1039,7 +1040,7 @@ def test_draws():
 def test_a_white_box_table_may_repeat_its_attacks():
     entry = {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test", "draws": 3}
     entry |= {"sources": ["mini-fcn-vgg", "mini-fcn-vgg@authors"]}
-    config = changed({"tables": {"mine": entry}, "targets": ["mine"]})
+    config = changed({"tables": {"mine": entry}, "products": ["mine"]})
     configuration.check(config, SCHEMA)
     draws = ["mini-fcn-vgg", "mini-fcn-vgg.drawn-2", "mini-fcn-vgg.drawn-3"]
     assert plan.repeated(entry)["mini-fcn-vgg"]["mini-fcn-vgg"] == draws
@@ -1142,7 +1143,7 @@ def test_the_sources_of_the_default():
     assert len({plan.network_of(source) for source in table1["sources"]}) == 8
     table2 = {source for source, _ in plan.source_sets(BASE["tables"]["table2"])}
     assert table2 == {"mini-fr-zf-07", "mini-fr-zf-0712", "mini-fr-vgg-07", "mini-fr-vgg-0712"}
-    assert {pair for name in BASE["targets"] for pair in plan.source_sets(plan.products(BASE)[name])} == set(
+    assert {pair for name in BASE["products"] for pair in plan.source_sets(plan.products(BASE)[name])} == set(
         plan.all_source_sets(BASE)
     )
 

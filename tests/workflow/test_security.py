@@ -188,7 +188,7 @@ def test_texts_of_the_configuration_are_not_run(tmp_path):
             "title": ODD, "description": ODD, "layout": "transfer", "image_set": "mini-test",
             "perturbations": ["net"], "victims": ["net", "mini-fcn-alex"],
         }},
-        "targets": ["table_mine"],
+        "products": ["table_mine"],
     }  # fmt: skip
     (folder / FILE).write_bytes(b"")
     code, text = snakemake(folder, overlay, "--dry-run", "all")

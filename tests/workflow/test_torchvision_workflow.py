@@ -40,7 +40,7 @@ def test_all_tables_of_all_networks(server, tmp_path):  # noqa: F811
     overlay = merge(test_paper.SMOKE, publish(folder, address))
     overlay = merge(overlay, {"downloads": test_paper.local_downloads(folder, address)})
     overlay = merge(overlay, {"attacks": {"detection": {"iterations": 1, "confidence": 0.01, "limit": 50}}})
-    overlay["targets"] = ["table1", "table2", "table3", "table4"]
+    overlay["products"] = ["table1", "table2", "table3", "table4"]
     work = tmp_path / "work"
     work.mkdir()
     done = test_paper.snakemake(work, "--cores", "2", "all", overlay=overlay, config=CONFIG)
