@@ -1,11 +1,11 @@
-"""What the paper claims, and whether it holds in the experiment at hand.
+"""Claims of the paper, and whether they hold in this experiment.
 
 Every claim is one function of the scores or of the attack's records, with a rule for its verdict that is stated
-beside it.  A claim holds, or does not, if the whole 95 % interval of what decides it says so; otherwise it is not
-resolved, as it is with fewer than `FEWEST` images.  The interval of a mean is 1.96 standard errors to either side, that
-of a share of images the one of Clopper and Pearson.  The standard error of a mean of cells is the root mean square of
-theirs: cells share their images, and this is no less than the error they would have if all moved together; two
-means are taken as independent.  It says nothing about other networks or training seeds.
+beside it.  A claim holds, or does not hold, if the whole 95 % interval of the deciding quantity agrees; otherwise, and
+with fewer than `FEWEST` images, it is not resolved.  Intervals are 1.96 standard errors to either side of a mean, and
+those of Clopper and Pearson for a share of images.  The standard error of a mean of cells is the root mean square of
+their errors, an upper bound, which is reached if all move together (cells share their images); two means are taken as
+independent.  It says nothing about other networks or training seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dag.workflow.names import parse
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not resolved", "cannot be asked here"
 
-# Images below which nothing is decided: a bootstrap over fewer does not know how they differ.
+# With fewer images nothing is decided: a bootstrap over so few does not estimate their spread.
 FEWEST = 10
 
 # The attack of a task as configured, and the one that the paper's text describes.
@@ -54,12 +54,11 @@ def claims(
     Parameters
     ----------
     cells : DataFrame
-        Frames of `dag.report.frames.transfer` and `white_box`, one below the other; a cell may occur in several of
-        them.
+        Frames of `dag.report.frames.transfer` and `white_box`, concatenated; a cell may occur in several.
     statuses : DataFrame
-        Of `dag.report.attack_frames.statuses`, with every source of the cells.
+        From `dag.report.attack_frames.statuses`, with every source of the cells.
     families : mapping of str to str
-        Family of every network: what counts as one architecture from one pretrained start.
+        Family of every network: networks of one architecture and one pretrained start.
     architectures : mapping of str to str
         Architecture of every network, whatever its weights.
     printed : collection of str

@@ -1,7 +1,7 @@
-"""What an experiment is, in plain words and from its configuration alone: the front page of a report.
+"""Description of an experiment, derived from its configuration alone: the front page of a report.
 
-Nothing here is judged by hand: a miniature is one because its images are made on this machine, and a
-network's weights come from where its entry says.
+Nothing is stated by hand: an experiment is a miniature if its images are made on this machine, and the origin of a
+network's weights follows from its entry.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dag.report.wording import UNANNOTATED
 from dag.workflow import plan
 from dag.workflow.names import CONTROLS, DEFENCES, parse
 
-# Badge and what it means for the numbers.
+# Badge, and what may be compared with the paper.
 KINDS = {
     "miniature": (
         "Miniature",
@@ -22,13 +22,13 @@ KINDS = {
     ),
     "pocket": (
         "Pocket",
-        "Small networks that others trained, on a sample of PASCAL VOC. They are not the networks of the paper; "
+        "Small networks trained by others, on a sample of PASCAL VOC. They are not the networks of the paper; "
         "phenomena may be compared, numbers may not.",
     ),
     "paper": (
         "Paper",
-        "The paper's networks, a dagger where another one stands in, on the paper's images. Where the paper's value is "
-        "known, it stands beside ours.",
+        "The paper's networks (substitutes are marked with a dagger) on the paper's images. Values that the paper "
+        "gives are shown beside ours.",
     ),
     "substitutes": (
         "Substitutes",
@@ -64,7 +64,7 @@ RULES = {
 }
 
 
-# What the truth of images is read from, if not from VOC's own files.
+# Source of the ground truth, if not VOC's own files.
 FORMATS = {
     "voc": "",
     "coco": ", annotated in COCO's form",
@@ -72,13 +72,13 @@ FORMATS = {
     "images": ", without annotations: " + UNANNOTATED.partition("; ")[2],
 }
 
-# What every objective beside Dense Adversary Generation raises, at all targets at once.
+# What each objective other than Dense Adversary Generation maximises, at all targets at once.
 OBJECTIVES = {
     "ce": "the cross-entropy (PGD)",
     "segpgd": "the cross-entropy, first of correct and then more and more of wrong pixels (SegPGD)",
     "cospgd": "the cross-entropy, weighted with the cosine of softmax and label (CosPGD)",
-    "mce": "the cross-entropy of what is still correct",
-    "mce-bal": "the cross-entropy of what is still correct, every class weighted with the inverse of its frequency",
+    "mce": "the cross-entropy of the targets that are still correct",
+    "mce-bal": "the cross-entropy of the targets that are still correct, every class weighted by its inverse frequency",
     "js": "the Jensen-Shannon divergence of softmax and label",
     "tsallis": "the Tsallis cross-entropy, q from -2 to 1",
     "margin": "the margin of the best wrong class over the true one",
@@ -115,8 +115,7 @@ _SETTINGS = {
 def with_kind(config: dict) -> dict:
     """The configuration with the kind of the experiment filled in.
 
-    Without a `kind`, an experiment all of whose images are made on this machine is a miniature, and
-    any other one is somebody's own.
+    The default is "miniature" if all images are made on this machine, else "own".
 
     Raises
     ------
@@ -141,17 +140,17 @@ def image_sets(config: dict) -> list[str]:
 
 
 def badge(config: dict) -> str:
-    """The kind of an experiment in a word or two: "Miniature"."""
+    """Badge of an experiment, e.g. "Miniature"."""
     return KINDS[config["kind"]][0]
 
 
 def titled(config: dict, entry: dict) -> str:
-    """Title of a table wherever it goes, with the kind of the experiment: a miniature's is not the paper's."""
+    """Title of a table with the badge of the experiment, so that a miniature's is not taken for the paper's."""
     return f"{entry['title']} ({badge(config)})"
 
 
 def notice(config: dict, image_set: str) -> str:
-    """What the experiment is, which images it does without, and whether an image set has no truth."""
+    """Badge and description of the experiment, with missing images and image sets without ground truth."""
     missing = ", ".join(config["given_up"])
     text = f"{badge(config)}. {config['description']}"
     text += f"\n\nWithout the images of the shards {missing}, given up." if missing else ""
@@ -160,19 +159,19 @@ def notice(config: dict, image_set: str) -> str:
 
 
 def caption(config: dict, product: str, folder: Path) -> str:
-    """Caption of a figure for Snakemake's own report, by its name or else its kind; nothing if there is none."""
+    """Caption of a figure in Snakemake's own report, by its name or else its kind; "" if there is none."""
     kind = plan.product(config, product).get("kind")
     files = [folder / f"{stem}.rst" for stem in (product, kind) if kind]
     return next((file.read_text() for file in files if file.is_file()), "")
 
 
 def labels(config: dict, entry: dict) -> dict[str, str]:
-    """Printed names of the networks that a table or figure mentions."""
+    """Display names of the networks in a table or figure."""
     return {name: plan.printed(config, name) for name in plan.mentioned(entry)}
 
 
 def notes(config: dict, entry: dict) -> dict[str, str]:
-    """What a reader has to know of networks in a table or figure, by printed name: see `note`."""
+    """Footnotes on networks in a table or figure, by display name: see `note`."""
     found = {plan.printed(config, name): note(config, name) for name in plan.mentioned(entry)}
     for source, _ in plan.source_sets(entry):
         if len(networks := plan.attacked(config, source)) > 1:
@@ -182,7 +181,7 @@ def notes(config: dict, entry: dict) -> dict[str, str]:
 
 
 def note(config: dict, network: str) -> str:
-    """What a network stands in for, and its defences in the order in which an image meets them; "" without either."""
+    """What a network substitutes, and its defences in the order of application; "" without either."""
     *defended, base = plan.layered(config, network)
     parts = [config["networks"][network].get("substitute", "")]
     if defended:
@@ -200,9 +199,9 @@ def _defence(entry: Mapping) -> str:
 
 
 def kin(config: dict, entry: dict) -> dict[str, dict]:
-    """How the networks that a table or figure mentions are related, with their printed names and tasks.
+    """Relations of the networks in a table or figure, with their display names and tasks.
 
-    A network without a lineage is the only one of its own.
+    A network without a lineage forms one of its own.
     """
     families, networks = plan.families(config), config["networks"]
     return {
@@ -355,7 +354,7 @@ def _is_dag(settings: Mapping) -> bool:
 
 
 def _unverified(config: dict, networks: Mapping[str, Mapping]) -> list[str]:
-    """What follows from the configuration to be unverified."""
+    """Statements that are unverified, as far as the configuration shows."""
     sentences = []
     unknown = [entry["label"] for entry in networks.values() if "without a published checksum" in entry["weights"]]
     if unknown:

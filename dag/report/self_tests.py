@@ -1,8 +1,8 @@
-"""Whether the attacks of an experiment can be believed: the usual signs of an evaluation that fools itself.
+"""Sanity checks of the attacks of an experiment: the usual signs of an evaluation that overestimates robustness.
 
-A network that withstands an attack is robust, or the attack is weak.  Most published evaluations that were looked at
-again had been of the second kind, and simple tests would have told (Carlini et al., 2019; Zimmermann et al., 2022).
-The tests here need no network: they read scores, the records of the attacks, and what became of planted examples.
+A network that withstands an attack is robust, or the attack is weak.  Most published defences that were re-evaluated
+had been tested with weak attacks, and simple checks would have shown it (Carlini et al., 2019; Zimmermann et al.,
+2022).  The checks need no network: they read scores, attack records and the results on planted examples.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 from dag.report.claims import ABSENT, FAILS, FEWEST, HOLDS, OPEN
 from dag.report.frames import RESOLVED
 
-# What of the clean score may be left at the largest budget.
+# Largest share of the clean score that may remain at the largest budget.
 LEFT = 0.05
-# What of a planted example has to be found.
+# Smallest share of the planted targets that has to be found.
 FOUND = 0.95
 
 CAPTION = f"With fewer than {FEWEST} images nothing is resolved."
@@ -32,12 +32,12 @@ def self_tests(
     Parameters
     ----------
     budgets, iterations : DataFrame
-        Of `dag.report.frames.robustness` along eps and along iterations, float pixels, one below the other, with the
-        name of their `table`: a row may occur in several of them; empty if there is none.
+        Frames of `dag.report.frames.robustness` along eps and along iterations, float pixels, concatenated, with a
+        column `table`; a row may occur in several tables.  Empty if there are none.
     sources : sequence of dict
-        Of `dag.report.collect.records`: the attacks with their settings and records.
+        From `dag.report.collect.records`: attacks with their settings and records.
     planted : sequence of dict
-        Of `dag.attack.planted.find_planted`, with the `network`, the `image_set` and the `label` of the source.
+        From `dag.attack.planted.find_planted`, with `network`, `image_set` and `label` of the source.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def self_tests(
 
 
 def _budget_kept(sources: Sequence[Mapping]) -> tuple[str, ...]:
-    """The largest |r| of every attack with an l-infinity budget, as it is stored."""
+    """Largest stored |r| of every attack with an l-infinity budget."""
     bounded = [(source, _eps(source["settings"])) for source in sources if _eps(source["settings"])]
     largest = [max(record["largest"] for record in source["records"]) for source, _ in bounded]
     over = [
@@ -95,7 +95,7 @@ def _gradients(sources: Sequence[Mapping]) -> tuple[str, ...]:
     }
     found = [f"{label}: {count} images" for label, count in stuck.items() if count]
     return (
-        "The gradient is nowhere zero",
+        "No gradient is zero",
         "masked gradients",
         "Images whose attack ended because the gradient was zero everywhere; holds if there are none.",
         "; ".join(found) or f"{sum(len(source['records']) for source in sources)} attacks on single images, none",
@@ -109,7 +109,7 @@ def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
     for source in sources:
         one = source["settings"].get("worst_of", [source["settings"]])[0]
         attacked = [record for record in source["records"] if record["targets"]]
-        # the records of an attack in stages are those of its last one, which does not begin at random
+        # the records of an attack in stages are those of the last stage, which does not start at a random point
         if one.get("start") != "uniform" or "stages" in one or len(attacked) < 2:
             continue
         shares = np.array([[record["start"], min(record["active"])] for record in attacked], float)
@@ -122,15 +122,15 @@ def _better_than_the_start(sources: Sequence[Mapping]) -> tuple[str, ...]:
     return (
         "The gradient does more than a random perturbation of the same budget",
         "masked gradients",
-        "Targets that are still recognised at the random point in the budget where the attack begins, and at its best "
-        "iterate, mean over the images; holds if the difference exceeds its error for every attack.",
+        "Share of targets that are still recognised at the random starting point within the budget, and at the best "
+        "iterate, mean over images; holds if the difference exceeds its error for every attack.",
         f"{len(texts)} attacks, those with the least difference {'; '.join(least)}" * bool(texts),
         _together(verdicts),
     )
 
 
 def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
-    """Share of the planted targets that every attack changes, and that of the best with the same budget."""
+    """Share of the planted targets that each attack changes, and the largest share per network and budget."""
     shares: dict[tuple, dict[str, list[float]]] = {}
     for row in planted:
         if row["targets"]:
@@ -147,9 +147,9 @@ def _planted(planted: Sequence[Mapping]) -> tuple[str, ...]:
     return (
         "A planted adversarial example is found",
         "masked gradients, weak attacks",
-        "Targets with a readout of the network's scores that changes at a random corner of the budget, on the first "
-        f"images of an image set; holds if one attack of every network and budget changes {100 * FOUND:.0f} % of them, "
-        "too. An attack that does not is weaker than another, and what withstands it alone need not be robust.",
+        "Share of targets changed by the attack, where a readout of the network's scores is known to change at a "
+        "random corner of the budget (first images of an image set); holds if, for every network and budget, one "
+        f"attack changes {100 * FOUND:.0f} % of them. A network that withstands only weaker ones need not be robust.",
         "; ".join(texts) * bool(best),
         ABSENT if not best else FAILS if min(best) < FOUND else HOLDS,
     )
@@ -172,8 +172,7 @@ def _falls_to_zero(frame: pd.DataFrame) -> tuple[str, ...]:
         "Scores fall to zero as the budget grows",
         "unbounded attack",
         f"Score under the strongest attack at the largest ε; holds if it is below {100 * LEFT:.0f} % of the clean one "
-        "for every network. Where it is not, a larger ε or more iterations have to be tried before a network is called "
-        "robust.",
+        "for every network. Otherwise try a larger ε or more iterations before calling a network robust.",
         "; ".join(texts),
         _together(verdicts),
     )
@@ -192,15 +191,15 @@ def _never_helps(frame: pd.DataFrame, claim: str, what: str) -> tuple[str, ...]:
     return (
         claim,
         "convergence",
-        f"Score at each {what} against that before; does not hold where it rises by more than its error (taken as if "
-        "the two were independent).",
+        f"Score at each {what} compared with the one before; does not hold if any rises by more than its error (the "
+        "two taken as independent).",
         "; ".join(risen) or f"{compared} comparisons, no rise" * bool(compared),
         (FAILS if risen else HOLDS) if compared else ABSENT,
     )
 
 
 def _verdict(value: float, se: float) -> str:
-    """Whether a value is above 0 by more than chance."""
+    """Whether a value is significantly above 0."""
     if value > RESOLVED * se:
         return HOLDS
     return FAILS if value < -RESOLVED * se else OPEN

@@ -1,4 +1,4 @@
-"""How perturbations, pixels and images are called in print."""
+"""Display names of perturbations, pixels and images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONTROL_WORDS = {"permuted": "permuted", "signs": "random signs", "gaussian": "G
 
 
 def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str, str]) -> str:
-    """What a perturbation is called in print: "none", "FR-ZF-07 (r1)", "r1 + r3 (permuted)".
+    """Display name of a perturbation: "none", "FR-ZF-07 (r1)", "r1 + r3 (permuted)".
 
-    A source without a symbol is called by its label.  A variant of the attack stands in the
-    brackets, or, where summands differ, behind each of them: "r1@algorithm-1 + r5".
+    A source without a symbol is shown by its label.  The variant of the attack is in the
+    brackets, or, if summands differ, after each of them: "r1@algorithm-1 + r5".
 
     Raises
     ------
@@ -49,25 +49,25 @@ def row_label(perturbation: str, labels: Mapping[str, str], symbols: Mapping[str
 
 
 def pixel_words(pixels: str) -> str:
-    """How perturbed images reached the victims, in words."""
+    """Display name of the kind of pixels that the victims see."""
     check_pixels(pixels)
     known = {"float": "float pixels, not rounded", "8-bit": "pixels rounded to 8 bits"}
     return known.get(pixels) or f"images saved as JPEG files of quality {pixels.removeprefix('jpeg-')}"
 
 
 def images_of(image_set: str, count: int, missing: str) -> str:
-    """How many images of an image set a number is of, and which ones are missing."""
+    """Number of images behind a score, and the ids of missing ones."""
     ids = missing.split()
     of = f" of {image_set}" if image_set else ""
     return f"{count} of {count + len(ids)} images{of}, missing: {listed(ids)}" if ids else f"{count} images{of}"
 
 
-# What is said wherever images without annotations are shown or scored.
+# Shown with all images and scores of image sets without annotations.
 UNANNOTATED = "no truth is annotated; what counts as true is each network's own prediction on the clean image"
 
 
 def truth_words(victim: Mapping) -> str:
-    """What the scores of a victim are against, if that is not all that is annotated; see `dag.evaluate.score`."""
+    """Reference of a victim's scores, unless it is the complete annotation; see `dag.evaluate.score`."""
     if victim.get("truth") == "clean":
         return UNANNOTATED
     what = "pixels" if victim["task"] == "segmentation" else "objects"
@@ -76,7 +76,7 @@ def truth_words(victim: Mapping) -> str:
 
 
 def truths_of(frame: pd.DataFrame) -> list[str]:
-    """The same in sentences, for all columns of a table."""
+    """`truth_words` of all columns of a table, as sentences."""
     if "truth" not in frame:
         return []
     labels = frame[frame.truth.fillna("") != ""].groupby("truth", sort=False).column_label.unique()
@@ -84,6 +84,6 @@ def truths_of(frame: pd.DataFrame) -> list[str]:
 
 
 def listed(ids: Sequence[str], shown: int = 8) -> str:
-    """Ids in print: the first ones, and how many there are beside them."""
+    """The first ids, and the number of the others."""
     rest = f" and {len(ids) - shown} more (all in the CSV file)" if len(ids) > shown else ""
     return ", ".join(ids[:shown]) + rest

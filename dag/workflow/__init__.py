@@ -1,1 +1,1 @@
-"""What serves every stage: the configuration and what follows from it, shards, locks, the start of a job."""
+"""Shared by all stages: configuration, job graph and parameters, shards, locks, start of a job."""

@@ -1,4 +1,4 @@
-"""Classes, formats and attacks checked against each other before anything runs, each mistake a sentence."""
+"""Checks of classes, formats and attacks against each other, at planning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def classes_of(config: dict, entry: dict) -> ClassList:
 
 
 def check_classes(config: dict, entry: dict) -> None:
-    """Refuse networks and image sets that have no class in common, or not what the other needs."""
+    """Refuse networks and image sets that share no class or lack one that the other requires."""
     seen = [(network, plan.image_set_of(entry, network)) for network in plan.victims(entry)]
     for source, image_set in plan.source_sets(entry):
         seen.append((plan.network_of(source), image_set))
@@ -40,7 +40,7 @@ def check_classes(config: dict, entry: dict) -> None:
 
 
 def check_shapes(config: dict, entry: dict) -> None:
-    """Refuse shapes of classes that the network does not know, or without what is around them."""
+    """Refuse shapes whose class, or whose surrounding class, the network does not have."""
     network = config["networks"][entry["network"]]
     if network["task"] != "segmentation":
         raise ValueError(f"network {entry['network']!r} labels no pixels; name one for segmentation")

@@ -1,4 +1,4 @@
-"""Attacks of a table or figure that differ in one setting: which are one line of it, and which are compared."""
+"""Group the attacks of a table or figure that differ in one setting only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dag.workflow import plan
 
 
 def series(config: dict, entry: dict) -> list[dict]:
-    """The attacks of a table or figure with `networks` and `variants`, gathered along one setting; of others none.
+    """Attacks of a table or figure with `networks` and `variants`, grouped along one setting; otherwise an empty list.
 
     Variants that agree in everything but `along` (eps or iterations) are one attack, and so are those whose step
-    follows eps.  Nothing is taken from their names but what it is called.
+    follows eps.  Names of variants decide only the display name.
 
     Returns
     -------
@@ -61,18 +61,18 @@ def series(config: dict, entry: dict) -> list[dict]:
 
 
 def _common(names: list[str]) -> str:
-    """What names have in common, part by part: "pgd" of "pgd-2" and "pgd-4"."""
+    """Common parts of names: "pgd" of "pgd-2" and "pgd-4"."""
     parts = zip(*(name.split("-") for name in names), strict=False)
     return "-".join(same[0] for same in takewhile(lambda part: len(set(part)) == 1, parts)) or names[0]
 
 
 def _without(name: str, value: str) -> str:
-    """A name without the part that says the value: "pgd-t10" of "pgd-8-t10" and 8."""
+    """A name without the part that gives the value: "pgd-t10" of "pgd-8-t10" and 8."""
     return "-".join(part for part in name.split("-") if part.lstrip("t") != value) or name
 
 
 def worst(config: dict, entry: dict) -> dict[str, dict[str, list[str]]]:
-    """What the worst of all attacks is taken of: {victim: {"worst of all@8": sources}} of a table of robustness."""
+    """Sources of the worst case over attacks: {victim: {"worst of all@8": sources}} of a table of robustness."""
     if entry.get("layout") != "robustness":
         return {}
     found: dict[str, dict[str, list[str]]] = {}

@@ -1,4 +1,4 @@
-"""The configuration checked, so that a mistake is one sentence before anything runs."""
+"""Checks of the configuration: every mistake is reported in one sentence before anything runs."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _begins(settings: dict, task: str) -> tuple:
 
 
 def contradiction(settings: dict, task: str) -> str | None:
-    """What is wrong with the settings of an attack, in a sentence."""
+    """The contradiction in the settings of an attack, as a sentence; None if there is none."""
     objective, steps, budget = (settings.get(key) for key in ("objective", "steps", "budget"))
     dag = objective in (None, "dag")
     if task == "detection" and settings.get("precision") == "bf16":
@@ -224,13 +224,13 @@ def contradiction(settings: dict, task: str) -> str | None:
 
 
 def _check_function(name: str) -> None:
-    """Refuse a file or a function that is not there.  Nothing is imported: torch would take seconds."""
+    """Refuse a missing file or function.  Nothing is imported: torch would take seconds."""
     module, _, function = name.partition(":")
     if module in MOVED:
         raise ValueError(f"{module} has moved; write {MOVED[module]}:{function}")
     own = module.endswith(".py")
     path = Path(module) if own else ROOT / (module.replace(".", "/") + ".py")
-    if not own and module.split(".")[0] != "dag":  # of an installed package only the package is looked for
+    if not own and module.split(".")[0] != "dag":  # for installed packages only the package itself is checked
         package = module.partition(".")[0]
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"there is no package {package!r}; install it")
@@ -261,7 +261,7 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 
 def _check_defence(config: dict, name: str) -> None:
-    """Refuse a defence that is not there, lacks an argument, or stands before itself."""
+    """Refuse an unknown defence, one that lacks an argument, or a cycle of defences."""
     entry, chain = config["networks"][name], [name]
     for key in ("architecture", "training"):
         if key in entry:
@@ -342,7 +342,7 @@ def _renamed(_, new: str, *__) -> Iterator[jsonschema.ValidationError]:
 
 
 def _plain(error: jsonschema.ValidationError) -> str:
-    """A jsonschema error in words that do not need the schema."""
+    """A jsonschema error as a sentence that makes sense without the schema."""
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
         unknown = min(set(error.instance) - set(known), key=str)
@@ -395,13 +395,13 @@ def _check_choice(entry: dict) -> None:
 
 
 def _check_order(entry: dict) -> None:
-    """Refuse an order of what is not a matrix."""
+    """Refuse `order` for figures other than a matrix."""
     if "order" in entry and entry["kind"] != "matrix":
         raise ValueError("order is for the rows and columns of a matrix; leave it out")
 
 
 def _check_paper(entry: dict) -> None:
-    """Refuse values of the paper that no cell of a table would show."""
+    """Refuse values of the paper without a cell in the table."""
     white_box = entry.get("layout") == "white-box"
     known_rows = entry["sources"] if white_box else plan.rows(entry)
     known_columns = ("ORIG", "ADVR", "PERM", "p") if white_box else (*plan.victims(entry), "p")
@@ -445,8 +445,8 @@ def _check_row(config: dict, kind: str, row: str) -> None:
 def with_local_voc(config: dict) -> dict:
     """The configuration with the image sets of a VOC folder that the user has named by `voc`.
 
-    Such a folder is used as it is: its own lists say which images, and how many.  Image sets with a
-    list that is derived by a rule keep their size and digest.  `~` is the user's home folder.
+    The folder is not modified: its own lists define the images and their number.  Image sets whose
+    list is derived by a rule keep their size and digest.  `~` is the user's home folder.
 
     Raises
     ------
@@ -471,7 +471,7 @@ def with_local_voc(config: dict) -> dict:
 
 
 def with_sizes(config: dict) -> dict:
-    """The configuration with the number of images of every image set that does not say it, counted in its files.
+    """The configuration with the missing sizes of image sets, counted in their files.
 
     Raises
     ------
@@ -492,12 +492,12 @@ def with_sizes(config: dict) -> dict:
 def check_lists(config: dict) -> None:
     """Refuse lists of images that no job can read.
 
-    Lists below resources/ may still be made, or made again, by a rule, so their number of images is left to the jobs.
+    Lists below resources/ may still be (re)made by a rule, so their number of images is checked by the jobs.
 
     Raises
     ------
     ValueError
-        If a list of an image set that `all` needs is not one, or its images are not those of the configuration.
+        If a list of an image set that `all` needs is not a list of images, or differs from the configuration.
     """
     for name in sorted(plan.used_image_sets(config)):
         entry, parts = config["image_sets"][name], paths.parts(config, name)

@@ -1,7 +1,7 @@
-"""Digests of the bytes of images and of their ground truth: what a result is made of beside code and weights.
+"""Digests of images and of their ground truth: besides code and weights, the inputs that decide a result.
 
-A job reads every file and compares what it finds with the headers of what is stored (`digests`).  At planning the same
-digests are wanted of every shard within seconds, so a cache remembers the files by their size and times (`planned`).
+A job reads every file and compares its digest with the stored headers (`digests`).  Planning needs the digests of all
+shards within seconds and takes them from a cache that identifies files by size and times (`planned`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from dag.data import pictures
 from dag.data.image_sets import ImageError
 from dag.data.readers import VOC_LAYOUT, Reader, reader_of
 
-# A file that was changed less than this before it was read may change again without another time stamp.
+# A file changed less than this before it was read may change again within the resolution of its time stamp.
 UNSETTLED = 2 * 10**9  # nanoseconds
-UNKNOWN = (0, 0, 0)  # size and times that no file has
-MANY = 1000  # files that take long enough to be announced
+UNKNOWN = (0, 0, 0)  # no file has these size and times
+MANY = 1000  # files, above which a message is logged
 
 
 def digests(images: Iterable[tuple[Path, str]], *kinds: str, reader: Reader = VOC_LAYOUT) -> dict[str, str]:
     """SHA-256 of the files of some images, by kind; every file is read, once in a process.
 
-    It is taken of what `sha256sum` prints of the files, without their folders, in the order of the images.
+    It is computed from the output of `sha256sum` for the files, without folders, in the order of the images.
 
     Parameters
     ----------
     images : iterable of (root, image id)
     kinds : str
-        "image", the ground truth of a task, "segmentation" or "detection", or "perturbation", what others made of the
-        image; `root` is then the folder of that.
+        "image", the ground truth of a task, "segmentation" or "detection", or "perturbation", an imported
+        perturbation; `root` is then its folder.
     reader : Reader
         Of their image set.
 
@@ -52,15 +52,15 @@ def digests(images: Iterable[tuple[Path, str]], *kinds: str, reader: Reader = VO
 
 
 class Contents(dict):
-    """Digests as a parameter of a job: what is unknown at planning is asked for again when Snakemake records it.
+    """Digests as a parameter of a job; those unknown at planning are looked up when Snakemake records the parameter.
 
-    Snakemake records a parameter when its job has ended, as its `repr`; one that came from a cluster is not computed
-    again before.
+    Snakemake records the `repr` of a parameter when the job has ended, and does not re-evaluate parameters of jobs that
+    ran on a cluster.
 
     Parameters
     ----------
     look : callable
-        Returns the digests, None for what is unknown.
+        Returns the digests, None for unknown ones.
     """
 
     def __init__(self, look: Callable[[], Mapping]):
@@ -85,8 +85,8 @@ def planned(
 ) -> dict[str, str | None]:
     """`digests` of some images of an image set as far as they are known when jobs are planned.
 
-    A file whose size and times are those in the cache is not read again.  A file that is not on disk is taken to be
-    as it was last seen, so finished results stay finished when their images are removed.
+    A file whose size and times match the cache is not read.  A missing file is assumed unchanged, so that finished
+    results stay up to date when their images are removed.
 
     Parameters
     ----------
@@ -97,14 +97,14 @@ def planned(
     kinds : str
         As of `digests`.
     name : str
-        Name of these images, other than those of all other choices: a shard.
+        Unique name of this choice of images, e.g. a shard.
     folder : Path
         Of the cache, one file per choice and kind.  If it cannot be written, the images are read every time.
 
     Returns
     -------
     dict
-        By kind; None if the images were never seen, because they are still to be downloaded or made.
+        By kind; None if the images have never been read because they are not yet downloaded or made.
     """
     # new images come with a new list, so within a process its state tells whether to look at the images again
     parts = tuple((*part.values(), _state(part["list"])) for part in image_set["parts"])
@@ -133,10 +133,10 @@ def _planned(reader: Reader, parts: tuple, chosen: Callable[[list], list], kind:
         changed = [path for path, state in states.items() if state and seen.get(path, [])[:-1] != list(state)]
         if len(changed) >= MANY:
             print(f"Reading {len(changed)} files, see {place}; those that do not change are read once", file=sys.stderr)
-        with ThreadPoolExecutor() as pool:  # hashing does not hold the interpreter
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             read = dict(zip(changed, pool.map(_sha256, changed), strict=True))
     except ValueError:
-        return None  # the job says what is wrong
+        return None  # the job reports the error
     settled = time.time_ns() - UNSETTLED
     entries = {path: seen.get(path, [*UNKNOWN, "absent"]) for path in states}
     for path, sha256 in read.items():
@@ -150,7 +150,7 @@ _lists: dict[tuple, list[tuple[str, str]] | None] = {}
 
 
 def _listed(reader: Reader) -> list[tuple[str, str]] | None:
-    """Images of all parts; None if there is a list that cannot be read: the job says what is wrong with it."""
+    """Images of all parts; None if a list cannot be read (the job reports the error)."""
     with suppress(ValueError):
         return [(part["root"], image_id) for part in reader.parts for image_id in reader.ids(part)]
     return None
@@ -184,7 +184,7 @@ def _sha256(path: str) -> str:
 
 
 def _state(path: str) -> tuple[int, int, int] | None:
-    """Size and times of a file; None if it is not there."""
+    """Size and times of a file; None if it is missing."""
     try:
         found = os.stat(path)
     except OSError:

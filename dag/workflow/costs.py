@@ -1,9 +1,9 @@
-"""What an experiment costs, estimated from its configuration: memory, run times, GPU hours, disk.
+"""Estimates of memory, run time, GPU hours and disk space, from the configuration.
 
 A network of networks.yaml may have a `cost`: `mem_mb` of a job that runs it, `forward` and `iteration` of
 the attack in GFLOP per image, and the mean number of `iterations`.  Its jobs ask for one GPU,
-which is taken to sustain the rates of the card that `gpu` of the configuration names, one for attacks and trainings
-and one for evaluation.  Networks without a `cost` are small; nobody has to plan for them.
+which is assumed to sustain the rates of the card named by `gpu` in the configuration, one for attacks and trainings
+and one for evaluation.  Networks without a `cost` count as small and get no estimate.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 
 from dag.workflow import plan
 
-# A job may take this many times as long as estimated, and this many minutes more, before a scheduler ends it.
+# Time limit for the scheduler: this many times the estimate, plus this many minutes.
 SLACK, START_UP_MINUTES = 4, 20
 # Measured on the pocket networks with VOC's images: 24 images of a perturbation are 43 MB, predictions 0.17 MB.
 PERTURBATION_MB, PREDICTION_MB = 1.8, 0.007
-# What one more network that waits for its turn takes: the weights of VGG16 with its fully connected layers are 540 MB.
+# Memory of each further network that waits for its turn: the weights of VGG16, all layers, are 540 MB.
 WEIGHTS_MB = 600
 
 
@@ -90,14 +90,14 @@ def training_seconds(config: dict, names: list[str]) -> dict[str, float]:
 
 
 def run_time_minutes(seconds: float, small: int) -> int:
-    """Limit for a scheduler of a job of so many estimated seconds; `small` where there is no estimate."""
+    """Time limit for the scheduler, from the estimated seconds; `small` without an estimate."""
     return math.ceil(START_UP_MINUTES + SLACK * seconds / 60) if seconds else small
 
 
 def summary(config: dict) -> str:
-    """GPU hours and disk of the whole experiment, started from nothing, in words.
+    """GPU hours and disk space of the whole experiment from scratch, as text.
 
-    Cells that tables share are counted once per table; files whose size nobody publishes are not counted.
+    Cells shared by tables are counted once per table; files of unpublished size are not counted.
     """
     sizes = {name: entry["size"] for name, entry in config["image_sets"].items()}
     sources = [*plan.all_source_sets(config), *plan.further_draws(config)]

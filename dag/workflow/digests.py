@@ -1,6 +1,6 @@
 """Digests of the code behind a job: what makes a result stale when the project changes.
 
-Snakemake's own trigger looks at the time stamp of a script, which every clone renews, and never at the modules that the
+Snakemake's own trigger checks the time stamp of a script, which every clone renews, and ignores the modules that the
 script imports.
 """
 
@@ -12,8 +12,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-# Modules that move arrays and messages and decide no number: a change in them makes no result stale.  What changes
-# the content of a shard changes `store.FORMAT`, which every shard carries.
+# Modules that only move arrays and messages: a change in them makes no result stale.  A change of the content of
+# shards must change `store.FORMAT`, which is part of every shard.
 WITHOUT_NUMBERS = frozenset(
     f"dag.workflow.{name}" for name in ("contents", "encoding", "files", "lock", "overlap", "startup", "store")
 )
@@ -22,8 +22,8 @@ WITHOUT_NUMBERS = frozenset(
 def code_digest(root: Path, *code: str) -> str:
     """Digest of the given code and of every module of the project that it imports.
 
-    It is taken from the syntax trees without docstrings and without the messages of exceptions: a comment, another
-    layout or a clearer sentence makes no result stale.  `WITHOUT_NUMBERS` is left out.
+    It is computed from the syntax trees without docstrings and messages of exceptions, so that edits of comments,
+    layout or messages make no result stale.  `WITHOUT_NUMBERS` is left out.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def package_digest(root: Path) -> str:
 
 @cache
 def outline(path: Path) -> tuple[str, tuple[str, ...]]:
-    """What a file computes, as text, and the modules of the project that it imports."""
+    """The code of a file as normalised text, and the modules of the project that it imports."""
     tree = ast.parse(path.read_text())
     imported = []
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what the system says about a disk in one sentence."""
+"""Atomic writing of files, and disk errors as one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class ShardError(ValueError):
-    """A shard that is missing, damaged or not what it has to be: one sentence with its `path` and what is `wrong`."""
+    """A shard that is missing, damaged or has unexpected content, with its `path` and what is `wrong`."""
 
     def __init__(self, path: Path | str, wrong: str, remedy: str = "delete it and run the workflow again"):
         super().__init__(f"{path}: {wrong}; {remedy}")
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what the system says of a full or protected disk into one sentence."""
+    """Turn the system's errors about a full or write-protected disk into one sentence."""
     try:
         yield
     except OSError as error:
@@ -70,7 +70,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, *content: bytes, wait: bool = True) -> None:
-    """Write a file beside `path`, then rename it into place; `wait` until the disk has it."""
+    """Write to a temporary file beside `path` and rename it; with `wait`, flush it to disk first."""
     partial = path.with_name(path.name + ".partial")
     with removed_on_failure(partial):
         with open(partial, "wb") as file:
@@ -83,7 +83,7 @@ def write(path: Path, *content: bytes, wait: bool = True) -> None:
 
 @contextmanager
 def removed_on_failure(path: Path) -> Iterator[None]:
-    """Leave no unfinished file behind: on a full disk it takes the room of finished ones."""
+    """Remove the unfinished file on failure: on a full disk it takes the space of finished ones."""
     try:
         yield
     except BaseException:
@@ -92,7 +92,7 @@ def removed_on_failure(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has what is said of a folder."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

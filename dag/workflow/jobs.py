@@ -1,6 +1,6 @@
-"""What the jobs are told: networks, image sets, cells, run times.  Their parameters, so a change in them is a rerun.
+"""Parameters of the jobs: networks, image sets, cells, run times.  A change of a parameter reruns the job.
 
-Pure functions of the configuration; where files are is said in `dag.workflow.paths`.
+Pure functions of the configuration; `dag.workflow.paths` has the locations of files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def code(*modules: str) -> str:
-    """Digest of the code behind a job: Snakemake itself does not look at imported modules."""
+    """Digest of the code behind a job; Snakemake itself ignores imported modules."""
     return digests.code_digest(ROOT, *modules)
 
 
@@ -28,7 +28,7 @@ def download(config: dict, file: str) -> dict:
 
 
 def mirrors(config: dict, file: str) -> list[str]:
-    """Where a file of `downloads` can come from, the user's own folder first."""
+    """Sources of a file of `downloads`, the user's own folder first."""
     own = [config["weights"]] if config["weights"] else []
     return own + config["downloads"][file].get("urls", [])
 
@@ -63,12 +63,12 @@ def image_set(config: dict, name: str) -> dict:
 
 
 def shard_contents(config: dict, name: str, shard: str, *kinds: str) -> Contents:
-    """Digests of the images of a shard and of their ground truth, by kind: a changed file plans its jobs again."""
+    """Digests of the images of a shard and of their ground truth, by kind: a changed file reruns its jobs."""
     return Contents(partial(_shard_contents, config, name, shard, *kinds))
 
 
 def all_contents(config: dict, name: str, *kinds: str) -> Contents:
-    """The same of every shard of an image set that is not given up: a list by kind."""
+    """`shard_contents` of every shard of an image set that is not given up: a list by kind."""
 
     def look() -> dict[str, list]:
         found = [_shard_contents(config, name, shard, *kinds) for shard in plan.shards(config, name)]
@@ -78,9 +78,9 @@ def all_contents(config: dict, name: str, *kinds: str) -> Contents:
 
 
 def attack_contents(config: dict, name: str, source: str, shard: str) -> Contents:
-    """Digests of what `perturb` reads: the images of a shard and their ground truth, or that of the whole image set.
+    """Digests of the inputs of `perturb`: images of a shard and their ground truth, or that of the whole image set.
 
-    Also those of perturbations that others have made, by their folder.
+    Imported perturbations are included, by their folder.
     """
     task, settings = config["networks"][plan.network_of(source)]["task"], plan.attack(config, source)
 
@@ -108,7 +108,7 @@ def shape_contents(config: dict, product: str) -> Contents:
 
 
 def training_contents(config: dict, name: str) -> Contents:
-    """Digests of what a network of the miniature is trained on, images and ground truth."""
+    """Digests of the training images and ground truth of a network of the miniature."""
     place = paths.told(config, training_inputs(config, name)["images"])
     part = {"root": str(Path(place).parents[2]), "list": place}
     listed = config["networks"][name]["training"]["list"].replace("/", "-")
@@ -132,12 +132,12 @@ def _shard_contents(
 
 
 def _contents(config: dict) -> Path:
-    """Folder of what is known of the bytes of images."""
+    """Folder of the cache of digests of images."""
     return Path(paths.told(config, "resources/contents"))
 
 
 def image_sets(config: dict, product: str) -> dict[str, dict]:
-    """The image sets of a table or figure, who is evaluated on them, and digests of the ground truth for that."""
+    """Image sets of a table or figure, with the victims evaluated on them and digests of their ground truth."""
     entry, found = plan.product(config, product), {}
     for name in plan.image_sets(entry):
         victims = [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == name]
@@ -151,7 +151,7 @@ def image_sets(config: dict, product: str) -> dict[str, dict]:
 
 
 def classes(config: dict, entry: dict, coloured: bool = False) -> dict:
-    """The list of classes of a network or an image set, without its colours if these decide nothing."""
+    """The list of classes of a network or an image set, without its colours unless they matter."""
     listed = config["classes"][entry.get("classes", "voc")]
     return {key: value for key, value in listed.items() if coloured or key != "colours"}
 
@@ -162,14 +162,14 @@ def _companion(entry: dict) -> str:
 
 
 def coloured_classes(config: dict, product: str) -> dict:
-    """The list of classes that a figure is drawn with: of its image set, or of the network that sees shapes."""
+    """The list of classes for the colours of a figure: of its image set, or of the network in a figure of shapes."""
     entry = plan.product(config, product)
     shown = config["networks"][entry["network"]] if "network" in entry else config["image_sets"][entry["image_set"]]
     return classes(config, shown, coloured=True)
 
 
 def victims(config: dict, product: str) -> dict[str, dict]:
-    """Printed name, task and classes of the networks that a table or figure evaluates."""
+    """Display name, task and classes of the networks that a table or figure evaluates."""
     printed = plan.printed_networks(config, plan.victims(plan.product(config, product)))
     return {name: entry | {"classes": classes(config, config["networks"][name])} for name, entry in printed.items()}
 
@@ -204,7 +204,7 @@ def attack(config: dict, source: str) -> dict:
 
 
 def uncounted(config: dict, image_set: str, source: str) -> list[str]:
-    """Shards whose pixels an attack does not count because they are given up; none if it counts none."""
+    """Given-up shards that are left out of an attack's pixel counts; empty if the attack needs no counts."""
     return plan.given_up(config, image_set) if plan.counts_pixels(plan.attack(config, source)) else []
 
 
@@ -213,7 +213,7 @@ def _with_code(settings: dict) -> dict:
 
 
 def training_inputs(config: dict, name: str) -> dict[str, str]:
-    """What a network of the miniature is trained from."""
+    """Input files of the training of a network of the miniature."""
     training = config["networks"][name]["training"]
     return {
         "images": f"resources/mini/train/ImageSets/{training['list']}.txt",
@@ -243,7 +243,7 @@ def cell_perturbations(config: dict, product: str, image_set: str, shard: str) -
 
 
 def shape_settings(config: dict, product: str) -> dict:
-    """What of a figure decides its shaped examples."""
+    """Settings of a figure that determine its shaped examples."""
     keys = ("images", "noise", "shapes", "ground", "size", "attack")
     return {key: value for key, value in plan.product(config, product).items() if key in keys}
 
@@ -256,7 +256,7 @@ def row_shards(config: dict, product: str, shard: str | None = None) -> list[str
 
 
 def made(config: dict) -> dict[str, dict[str, list[str]]]:
-    """What each table and figure of `all` is made of, and its files, see `paths.made`."""
+    """Inputs and output files of each table and figure of `all`, see `paths.made`."""
     return {
         name: {kind: [paths.told(config, file) for file in files] for kind, files in entry.items()}
         for name, entry in paths.made(config).items()
@@ -273,7 +273,7 @@ def tables(config: dict, *layouts: str) -> dict[str, dict]:
 
 
 def compared(config: dict) -> dict[str, dict]:
-    """Attacks of the tables and figures of `all` that compare some along a setting, and along which."""
+    """Grouped attacks of the tables and figures of `all` that compare attacks along a setting, with that setting."""
     entries = {name: entry for name, entry in plan.products(config).items() if "along" in entry}
     return {
         name: {"along": entry["along"], "series": comparisons.series(config, entry)} for name, entry in entries.items()
@@ -281,7 +281,7 @@ def compared(config: dict) -> dict[str, dict]:
 
 
 def seen_in(config: dict) -> str:
-    """Layout of the tables whose perturbations are listed by perceptibility: white-box if there is no other."""
+    """Layout of the tables whose perturbations the table of perceptibility lists: white-box if there is no other."""
     return "transfer" if tables(config, "transfer") else "white-box"
 
 
@@ -291,7 +291,7 @@ def table_scores(config: dict, *layouts: str) -> list[str]:
 
 
 def attack_minutes(config: dict, source: str) -> int:
-    """Run time of `perturb` to ask a scheduler for."""
+    """Requested run time of `perturb`."""
     return costs.run_time_minutes(costs.attack_seconds(config, source, config["shard_size"]), small=480)
 
 
@@ -301,18 +301,18 @@ def planted(config: dict, network: str, image_set: str) -> dict[str, dict]:
 
 
 def plant_minutes(config: dict, network: str, image_set: str) -> int:
-    """Run time of `plant` to ask a scheduler for."""
+    """Requested run time of `plant`."""
     sources = plan.planted_sources(config)[network, image_set]
     seconds = sum(costs.attack_seconds(config, source, PLANTED) for source in sources)
     return costs.run_time_minutes(seconds, small=240)
 
 
 def shape_minutes(config: dict, product: str) -> int:
-    """Run time of `shape` to ask a scheduler for."""
+    """Requested run time of `shape`."""
     return costs.run_time_minutes(costs.shape_seconds(config, plan.product(config, product)), small=120)
 
 
 def predict_minutes(config: dict, product: str, image_set: str) -> int:
-    """Run time of `predict` to ask a scheduler for."""
+    """Requested run time of `predict`."""
     entry = plan.product(config, product)
     return costs.run_time_minutes(costs.predict_seconds(config, entry, image_set, config["shard_size"]), small=240)

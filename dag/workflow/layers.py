@@ -1,4 +1,4 @@
-"""A configuration is made of layers: the files of config/, then those of --configfile in order, then --config."""
+"""Layers of the configuration: the files of config/, then those of --configfile in order, then --config."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 
 # Files of config/ that make the default configuration, in order.
 DEFAULTS = ("networks", "recipes", "classes", "image_sets", "downloads", "attacks", "config")
-# Where entries of their own may be added without a change of those that are there.
+# Mappings to which a layer may add entries without changing the experiment.
 BY_NAME = ("variants", "networks", "bodies", "recipes", "classes", "image_sets")
-# Keys that decide numbers.  Others choose what is shown, say where files are, or are words.
+# Keys that decide numbers.  The others select what is shown, locate files, or are labels.
 DECISIVE = ("seed", "permutations", "bootstrap", "mini", "attacks", *BY_NAME)
 WORDS = ("label", "family", "lineage", "parent", "licence", "substitute", "cost")
 
@@ -35,7 +35,7 @@ def _merged(old: object, new: object) -> object:
 
 
 def check_experiment(*layers: Mapping) -> None:
-    """Refuse a layer that makes another experiment under the name of the one below: it would replace its results.
+    """Refuse a layer that changes the experiment below it without a new name: it would replace its results.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def _changes(old: object, new: object, place: str, by_name: bool = False) -> Ite
 
 
 def without_nulls(config: dict) -> dict:
-    """The configuration without what is null in `networks`: so an overlay takes away `files` or one of `arguments`."""
+    """The configuration without null values in `networks`, with which overlays remove `files` or an argument."""
     return {**config, "networks": _without_nulls(config.get("networks", {}))}
 
 
@@ -84,14 +84,14 @@ def _without_nulls(mapping: dict) -> dict:
     }
 
 
-# What a network behind a defence has in common with the one without it, unless its entry says otherwise.
+# Keys that a defended network inherits, unless its entry overrides them.
 INHERITED = ("task", "classes", "family", "lineage", "cost", "substitute", "licence")
 
 
 def with_defended(config: dict) -> dict:
-    """The configuration in which every network `of` another takes over what they have in common.
+    """The configuration in which every network `of` another has inherited the keys of that network.
 
-    What is not right, an unknown network or a circle, is left for `dag.workflow.configuration.check`.
+    Errors (an unknown network, a cycle) are left to `dag.workflow.configuration.check`.
     """
     networks = {name: entry for name, entry in config["networks"].items() if isinstance(entry, Mapping)}
     taken = {}

@@ -1,13 +1,13 @@
-"""A lock that one process holds on any file system, and that does not outlive it.
+"""A lock for shared file systems that expires when its holder dies.
 
-Two jobs must not write one shard: a scheduler may start a job again while the first one still runs on a node that it
-has lost sight of.  Locks of the operating system may hold on one machine only, or not at all, on a shared file system.
+Two jobs must not write one shard: a scheduler may restart a job while the first one still runs on an unreachable node.
+On a shared file system, locks of the operating system may hold on one machine only or not at all.
 So this is `filelock.SoftFileLease`, a file that only one process can create, and that its holder touches every `BEAT`
-seconds.  On the same machine the operating system says whether the holder lives; the lock of another machine falls
-when it has not been touched for `LIMIT` seconds.
+seconds.  On the same machine the operating system knows whether the holder is alive; a lock of another machine expires
+if it is not touched for `LIMIT` seconds.
 
-A holder that was stopped for longer than `LIMIT` loses its lock to another machine without knowing.  It calls what
-`held` yields before it changes anything, and is told.
+A holder that was suspended for longer than `LIMIT` may lose its lock to another machine.  It calls the function that
+`held` yields before every change to find out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from filelock import SoftFileLease, Timeout
 
 BEAT = 10.0  # seconds
 LIMIT = 120.0
-LOOK = 0.2  # how often one who waits looks
+LOOK = 0.2  # polling interval
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
     what : str
         What is protected, for messages.
     wait : bool
-        Wait until another process that lives has ended its work, instead of raising.
+        Wait for another live holder instead of raising.
 
     Yields
     ------
@@ -47,7 +47,7 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
     Raises
     ------
     ValueError
-        If another process holds the lock and lives.
+        If another live process holds the lock.
     OSError
         If the file system refuses the lock file.
     """
@@ -71,7 +71,7 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
     token = lease.token  # which only this thread can ask for, and `check` is called in any
 
     def check() -> None:
-        for pause in (LOOK, LOOK, 0):  # one who judges a stale lock puts ours aside for a moment
+        for pause in (LOOK, LOOK, 0):  # a process that checks for a stale lock moves ours away for a moment
             content, _ = _read(path) or ("", 0)
             if _field(content, "token") == token:
                 return
@@ -87,7 +87,7 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[Callable[[], Non
 
 
 def _taken(lease: SoftFileLease, path: Path) -> bool:
-    """Whether the lock could be taken at once."""
+    """Try to take the lock without waiting; whether it worked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lease.acquire(timeout=0)
@@ -97,9 +97,9 @@ def _taken(lease: SoftFileLease, path: Path) -> bool:
 
 
 def _remove_empty(path: Path, what: str) -> None:
-    """Remove a lock file whose maker was killed before it could write who it was; filelock keeps such a file for ever.
+    """Remove an empty lock file, left by a process that was killed before writing it; filelock would keep it for ever.
 
-    One process at a time, so that nobody removes the file that the next holder has made meanwhile.
+    One process at a time does so, lest it removes the file of the next holder.
     """
     with suppress(FileNotFoundError):
         judged = path.stat()

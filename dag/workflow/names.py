@@ -1,4 +1,4 @@
-"""Names of perturbations: what each says about how its perturbation is made."""
+"""Names of perturbations, which encode how a perturbation is made."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PerturbationName:
     scale : int
         Perceptibility that the sum is scaled to on every image, in 10⁻³; 0 if it is left as it is.
     control : str
-        One of `CONTROLS`, made of all that, or `DRAWN`; "" if this is neither.
+        One of `CONTROLS`, applied last, or `DRAWN`; "" for neither.
     draw : int
         Number of the draw, counted from 1; 0 for the mean over all draws, which a table can
         show and no file holds.

@@ -1,30 +1,30 @@
-"""Shards: HDF5 files with one dataset per image, written so that nothing is lost or half done.
+"""Shards: HDF5 files with one dataset per image, written atomically and resumably.
 
 A shard holds arrays of one kind ("perturbations" or "predictions") for a consecutive slice of an
-image set.  Each dataset carries what is known about its image as attributes (status, iterations,
-...); the file carries a header: everything that determined the content, as JSON.  `key`, the
-digest of the header, tells whether a file on disk is the one that is wanted.  Arrays are stored without loss
-(`dag.workflow.encoding`); all that is reported is computed from the stored arrays.
+image set.  The attributes of a dataset hold the metadata of its image (status, iterations, ...); the
+header of the file records, as JSON, everything that determined the content.  `key`, the digest of the
+header, identifies stale files.  Arrays are stored without loss (`dag.workflow.encoding`); all results
+are computed from the stored arrays.
 
-What each mechanism prevents:
+Mechanisms, and the failure that each prevents:
 
 ======================  ==================================================================================
-part                    A kill costs an image or a second of work, not the shard: HDF5 changes a file in
-                        place, and a job killed inside a write leaves it unreadable.  So a shard grows in the
-                        folder ``{shard}.h5.parts`` as files that are renamed into it and never changed, and
-                        the HDF5 file is made of them at the end, in the order of the image set.  Its bytes
-                        do not depend on interruptions.
-digest of a part        A part that a power cut has torn, or that has a wrong bit, is computed again.
-checksum of a chunk     A wrong bit in an array is noticed when it is read (HDF5's Fletcher filter).
-seal                    A wrong bit elsewhere: HDF5 has no checksum of its index, and one wrong bit there leads
-                        to another array or to an endless loop.  Behind the HDF5 file, where HDF5 does not look,
-                        stands the SHA-256 of all that is not array; it is compared before HDF5 opens the file.
+part                    A kill costs an image or a second of work, not the shard: HDF5 modifies files in
+                        place, and a job killed inside a write leaves the file unreadable.  So a shard grows in
+                        the folder ``{shard}.h5.parts`` as immutable files, and the HDF5 file is assembled from
+                        them at the end, in the order of the image set.  Its bytes do not depend on
+                        interruptions.
+digest of a part        A part that is truncated (power cut) or has a flipped bit is recomputed.
+checksum of a chunk     A flipped bit in an array is detected on reading (HDF5's Fletcher filter).
+seal                    A flipped bit elsewhere: HDF5 has no checksum of its index, and one flipped bit there
+                        leads to a wrong array or an endless loop.  The SHA-256 of everything but the arrays is
+                        appended to the file, where HDF5 ignores it, and verified before HDF5 opens the file.
 `PatientFile`           A full disk is an error of the job: HDF5 crashes the process when a write fails.
-lock                    Two jobs of one shard do not do the same work twice (`dag.workflow.lock`).  Names of
-                        parts are never shared, so even two writers cannot damage anything.
-second name (`keep`)    No attack is repeated when Snakemake deletes a finished output: it does if it was killed
-                        before it had noted the end of the job.  A hard link stays in the folder until the run
-                        has ended (`forget`), and the next job gives the shard its place again.
+lock                    Two jobs of one shard do not repeat each other's work (`dag.workflow.lock`).  Names of
+                        parts are unique, so even two writers cannot damage anything.
+second name (`keep`)    No attack is repeated when Snakemake deletes a finished output, as it does if it was
+                        killed before it recorded the end of the job.  A hard link stays in the folder until
+                        the run has ended (`forget`), and the next job restores the shard from it.
 ======================  ==================================================================================
 """
 
@@ -55,7 +55,7 @@ from dag.workflow.files import ShardError, explained, removed_on_failure
 FORMAT = 2
 LOCK, PART, SECOND = "lock", ".part", "second.h5"
 MOST_BYTES = 2**24  # of a part, unless one image has more: parts are held in memory
-# What a file system without hard links answers to the wish for one.
+# Errors of file systems without hard links.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -66,7 +66,7 @@ def key(header: object) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Versions of the packages that compute the numbers."""
     packages = ("torch", "torchvision", "numpy", "h5py")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
@@ -81,7 +81,7 @@ class Writer:
     Attributes
     ----------
     done : set of str
-        The ids that are there already.
+        Ids that are already stored.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Writer:
             raise ValueError(f"{self._path}: image {image_id} is there already or is not of this shard; leave it out")
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{self._path}: image {image_id} has values that are not finite")
-        # as they will come back from a part, so that an interruption makes no difference
+        # converted as if read back from a part, so that an interruption makes no difference
         plain = {name: np.asarray(value).tolist() for name, value in attributes.items()}
         self._new[image_id] = encoding.encode(array, self._compress), plain
         self.done.add(image_id)
@@ -111,7 +111,7 @@ class Writer:
             self.save()
 
     def save(self) -> None:
-        """Make safe what was put since the last time."""
+        """Write pending images to a new part."""
         if self._new:
             part = self._folder / (secrets.token_hex(8) + PART)
             with explained(self._path):
