@@ -1,13 +1,13 @@
-"""Attacks of adv-lib (https://github.com/jeromerony/adversarial-library) on segmentation, as attacks of one's own.
+"""Attacks of adv-lib (https://github.com/jeromerony/adversarial-library) on segmentation, as custom attacks.
 
 ALMA-prox, ASMA, PDGD and PDPGD look for the smallest perturbation under which a share of the targets is wrong,
-instead of the most wrong targets within a budget.  They come from the package, which is an optional extra:
+instead of the most wrong targets within a budget.  The package is optional:
 
     pip install --no-deps adv-lib==0.2.8
 
-Without its requirements, because one of them, visdom, draws curves that nobody asks for here and does not build
+Without its requirements: one of them, visdom, is used for plots alone and does not build
 everywhere.  A variant says ``function: dag.attack.adv_lib:attack`` and names in `arguments` the attack, the version of
-the package, which decides numbers, and what else the attack is to be told.
+the package, which decides numbers, and further arguments of the attack.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def attack(
     def one_row(x: Tensor) -> Tensor:
         return scores(255 * x).T[None, :, None]
 
-    with torch.compiler.set_stance("force_eager"):  # a compiler is not everywhere, and would round in its own way
+    with torch.compiler.set_stance("force_eager"):  # a compiler may be missing, and rounds differently
         found = function(one_row, image / 255, row, masks=torch.ones_like(row, dtype=torch.bool), **arguments)
     return (255 * found.detach()).clamp(0, 255) - image
 
@@ -87,14 +87,14 @@ def _attacks(version: str) -> dict[str, Callable]:
             f"adv-lib {installed} is installed, `version` of the arguments says {version}; make them equal"
         )
     with without_plots(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of its way to compare versions
+        warnings.simplefilter("ignore", DeprecationWarning)  # from its comparison of versions
         module = importlib.import_module("adv_lib.attacks.segmentation")
     return {name: getattr(module, name) for name in NAMES}
 
 
 @contextmanager
 def without_plots() -> Iterator[None]:
-    """Let the package import visdom where that is not installed; it is for callbacks alone."""
+    """Let the package import visdom if that is not installed; it is used by callbacks only."""
     if importlib.util.find_spec("visdom") is not None:
         yield
         return

@@ -29,14 +29,14 @@ def add(perturbations: list[NDArray]) -> NDArray:
 def permute(r: NDArray, rng: np.random.Generator) -> NDArray:
     """Shuffle the rows and the columns of r, each by one permutation common to the channels.
 
-    The control of the paper's section 3.4: the values stay, their spatial structure goes.
+    The control of the paper's section 3.4: keeps the values, destroys their spatial structure.
     """
     _, height, width = r.shape
     return r[:, rng.permutation(height)][:, :, rng.permutation(width)]
 
 
 def random_signs(r: NDArray, rng: np.random.Generator) -> NDArray:
-    """Every value of r with a sign of its own, drawn anew: what is where stays, which way it pushes goes."""
+    """Every value of r with a random sign: magnitudes keep their place, directions are lost."""
     return np.where(rng.random(r.shape) < 0.5, -r, r)
 
 
@@ -46,7 +46,7 @@ def gaussian(r: NDArray, rng: np.random.Generator) -> NDArray:
 
 
 def scale(r: NDArray, p: float) -> NDArray:
-    """Multiple of r that has the perceptibility p; zero stays zero, for it has no direction."""
+    """Multiple of r with the perceptibility p; zero stays zero."""
     present = perceptibility(r)
     return r * r.dtype.type(p / present if present else 0)
 

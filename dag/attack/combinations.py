@@ -38,9 +38,9 @@ def scaled(shard: Path, path: Path, *, p: float, code: str) -> None:
 def control(shard: Path, path: Path, *, kind: str, name: str, draw: int, seed: int, code: str) -> None:
     """Store one draw of a control of the perturbations of a shard.
 
-    The seed of a draw is made of (kind, seed, name of the perturbation, image id, draw) alone.
+    The seed of a draw depends on (kind, seed, name of the perturbation, image id, draw) alone.
     """
-    purpose = "permutation" if kind == "permuted" else kind  # the word under which published numbers were drawn
+    purpose = "permutation" if kind == "permuted" else kind  # the seed of published numbers contains this word
     header = store.read_header(shard, "perturbations")
     identity = {kind: header["key"], "name": name, "draw": draw, "seed": seed, "code": code}
 

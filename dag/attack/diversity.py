@@ -15,10 +15,10 @@ LEAST, MOST = 0.9, 1.0
 
 
 def diversified(x: Tensor, problem, probability: float, rng: np.random.Generator):
-    """A perturbed image, resized and padded at random, and the problem whose targets are where they have gone.
+    """A perturbed image, resized and padded at random, and the problem with its targets moved accordingly.
 
     Xie et al., "Improving Transferability of Adversarial Examples with Input Diversity", CVPR 2019, for dense targets:
-    a pixel is looked for where its centre has gone, to the nearest pixel, and a box is resized and moved.
+    a pixel becomes the nearest pixel to its moved centre, a box is resized and moved.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def diversified(x: Tensor, problem, probability: float, rng: np.random.Generator
     problem : dag.attack.engine.Problem
         `where` are pixels, y * W + x, or `Proposals`.
     probability : float
-        That of a change; else both come back as they are.
+        Probability of a change; otherwise both are returned unchanged.
     rng : numpy.random.Generator
         Seeded by image and iteration.
 

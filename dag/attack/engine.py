@@ -41,8 +41,8 @@ class Attack:
         |T_m| at every forward pass; the last entry belongs to the returned r, or, where the best iterate is kept, the
         smallest.
     passes : int, optional
-        Forward passes of the network that this image took part in; all but the last of a run went back, too.  None
-        where they are not counted.
+        Forward passes of the network with this image; all but the last of a run are followed by a backward pass.  None
+        if they are not counted.
     best : bool
         Whether r is the best iterate and not the last.
     """
@@ -79,15 +79,15 @@ class Problem:
     where : object, optional
         What the scores function needs to find the targets: pixels or proposals.
     name : str
-        What errors call the image.
+        Name of the image in messages.
     start : Attack, optional
-        An attack to go on with; its last |T_m| is counted again.
+        An attack to resume; its last |T_m| is counted again.
     first : Tensor (3, H, W), optional
         r to begin with; default: zero.
     spent : int
         Passes that were made before.
     seed : int
-        Of what an attack draws for this image beside its start.
+        Seed of the random numbers of an attack other than its start.
     """
 
     image: Tensor
@@ -120,11 +120,11 @@ def dense_adversaries(
     """Algorithm 1 on many images of one shape, some of them at the same time.
 
     A pass through the network serves up to `batch` images.  An image whose attack has ended leaves
-    and the next one enters; up to rounding, what comes out for an image depends on nothing but itself.
-    When a GPU's memory does not suffice, half as many images share a pass and take turns.
+    and the next one enters; up to rounding, the result of an image depends on nothing but the image.
+    If a GPU runs out of memory, half as many images share a pass and take turns.
 
-    What an iteration decides (is the image done, which way, how far) is decided where the network is; the host
-    only has to learn of it.  If it does so `late`, a GPU never waits for it.
+    All decisions of an iteration (end, direction, step) are computed on the device of the network; the host reads
+    them afterwards.  If it reads them `late`, a GPU never waits for the host.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def dense_adversaries(
     step : float
         gamma, the largest change of a value in one step, in grey levels; for the method "l2" the norm of a step.
     method : Method
-        Which attack of the family this is; the rules are those of Dense Adversary Generation alone.
+        The attack; `rules` apply to Dense Adversary Generation only.
     shares : Tensor (C,), optional
         Weights of the classes, for the objective "mce-bal".
     background : int, optional
@@ -149,11 +149,11 @@ def dense_adversaries(
     batch : int
         Images in one pass, at most.
     late : bool
-        The host reads what an iteration has yielded when the next one is under way, and an image that has ended
-        takes part in that one without being changed by it.  Nothing but the time differs: it saves what a GPU
-        waits for the host, and costs one pass per image, so it is nothing for a CPU.
+        The host reads the result of an iteration while the next one runs; an image that has ended takes part
+        unchanged.  Results are the same.  A GPU does not wait for the host, at the cost of one more pass per image,
+        which does not pay on a CPU.
     arithmetic : callable
-        Makes the context in which every iteration is computed.
+        Returns a context manager for the computation of every iteration.
 
     Yields
     ------
@@ -223,7 +223,7 @@ class _Run:
     going : Tensor, bool ()
         Whether it has not ended.
     momentum : Tensor (3, H, W) or Apgd, optional
-        What a step remembers of those before.
+        State of the steps.
     best : Tensor (3, H, W), optional
         Of the iterates so far the first with the fewest correct targets, `fewest`, where that is kept.
     status : str, optional
@@ -255,7 +255,7 @@ def _begin(problem: Problem, rules: Rules, method: Method, background, probabili
 
 
 def _half(tried: list[_Run], error: torch.OutOfMemoryError) -> int:
-    """How many images are to share a pass when these do not fit into the memory of the GPU."""
+    """Number of images to share a pass after these did not fit into the memory of the GPU."""
     height, width = tried[0].r.shape[-2:]
     if len(tried) == 1:
         raise AttackError(
@@ -270,8 +270,8 @@ def _half(tried: list[_Run], error: torch.OutOfMemoryError) -> int:
 def _iterate(running, scores, objective, method, iterations, step, late) -> _Report:
     """One iteration of all runs: line 3 to line 9 of Algorithm 1.
 
-    The host reads nothing here, lest it wait for a GPU.  Nothing is changed before both passes have succeeded, so that
-    the iteration can be tried again.
+    The host reads no value here, so it does not wait for a GPU.  No state changes before both passes have succeeded, so
+    the iteration can be retried.
     """
     shapes = {tuple(run.r.shape) for run in running}
     if len(shapes) > 1:
@@ -292,7 +292,7 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
         going.append(goes)
         if not method.diversity:
             pushes.append(_Along.apply(f, weights, goes))
-        lowest, highest = torch.aminmax(scored)  # 16 times as fast as to ask of every score whether it is finite
+        lowest, highest = torch.aminmax(scored)  # 16 times as fast as isfinite on every score
         measured.append(torch.stack([number.to(exact) for number in (count, lowest, highest)]))
         values.append(value)
         counts.append(count)
@@ -303,7 +303,7 @@ def _iterate(running, scores, objective, method, iterations, step, late) -> _Rep
             _, weights, _ = objective(f.detach(), run.problem, run.passes)
             pushes.append(_Along.apply(f, weights, goes))
     del outputs, f, scored, weights  # as large as score maps
-    # A host that does not wait does not know, and the last pass back of an image is for nothing.
+    # With `late` the host does not know yet, and the last backward pass of an image is wasted.
     gradients = torch.autograd.grad(sum(pushes), x)[0] if late or going.any() else torch.zeros_like(x)
     gradients = smoothed(gradients, method.smooth)
     largest = gradients.abs().amax((1, 2, 3))
@@ -335,7 +335,7 @@ def _diversified(x: Tensor, running: list[_Run], method: Method) -> tuple[Tensor
 
 
 def _moved(run, goes, gradient, largest, value, count, method, iterations, step):
-    """r of a run after one more step, within its budget, and what it remembers: momentum, best iterate, its count."""
+    """r of a run after one more step, within its budget, and the new state: momentum, best iterate, its count."""
     image, best, fewest = run.problem.image, run.best, run.fewest
     if method.keep == "best":
         better = run.going & (count < fewest) if best is not None else torch.ones_like(run.going)
@@ -351,7 +351,7 @@ def _moved(run, goes, gradient, largest, value, count, method, iterations, step)
 
 
 class _Report:
-    """What the host has to know of an iteration, on the way to it.
+    """Results of an iteration, being copied to the host.
 
     Parameters
     ----------
@@ -368,10 +368,10 @@ class _Report:
             self.arrived.record()
 
     def read(self, iterations: int) -> list[_Run]:
-        """Take note, and return the runs that ended."""
+        """Record the results, and return the runs that ended."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        # A run whose end was known before has only been along.
+        # A run that had already ended took part unchanged.
         rows = [(run, row) for run, row in zip(self.runs, self.values.tolist(), strict=True) if run.status is None]
         for run, (_, lowest, highest, _) in rows:
             if not (math.isfinite(lowest) and math.isfinite(highest)):
@@ -397,8 +397,8 @@ class _Report:
 class _Along(torch.autograd.Function):
     """A scalar whose gradient at the scores f is `weights(zeros, goes)`; its value is unused.
 
-    Like `grad(f, x, weights)`, which however makes torch import its symbolic shapes: 1.8 CPU-seconds
-    in every process.  And unlike a loss it computes nothing in the forward pass and keeps nothing for the backward one.
+    Equivalent to `grad(f, x, weights)`, which makes torch import its symbolic shapes (1.8 CPU-seconds per
+    process).  Unlike a loss, it computes nothing in the forward pass and saves nothing for the backward pass.
     """
 
     @staticmethod

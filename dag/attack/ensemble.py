@@ -13,12 +13,12 @@ from dag.networks.interface import Network
 
 Scores = Callable[[Tensor, list[Problem]], list[Tensor]]
 
-# Boxes of every network are moved away from those of the others, so that suppression keeps to one network: pixels.
+# Offset in pixels between the boxes of different networks, so that suppression acts within one network.
 APART = 2.0**14
 
 
 def check_alike(networks: Sequence[Network]) -> None:
-    """Refuse networks whose targets cannot be put below each other.
+    """Refuse networks whose targets cannot be concatenated.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def check_alike(networks: Sequence[Network]) -> None:
 
 
 def together(parts: Sequence[tuple[Problem, Targets]]) -> tuple[Problem, Targets]:
-    """One problem of those of several networks on one image: their targets, below each other.
+    """One problem from those of several networks on one image, with their targets concatenated.
 
     `where` are the problems of the networks, see `ensemble_scores`.
     """

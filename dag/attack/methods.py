@@ -1,7 +1,7 @@
-"""How an attack moves: its objective, its steps, its budget, where it starts and when it stops.
+"""Methods of attacks: objective, steps, budget, start and stop.
 
-Dense Adversary Generation is one point of this space, and the attacks that came after it are others.  All of them
-run on the same engine (`dag.attack.engine`).  Here are the pure functions of r and its gradient: steps and projections.
+Dense Adversary Generation and later attacks are points of this space, and all run on one engine (`dag.attack.engine`).
+This module has the pure functions of r and its gradient: steps and projections.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ class Method:
 
     @property
     def passes(self) -> int:
-        """Forward passes of an iteration: those that gradients are taken of, and one that counts if they cannot."""
+        """Forward passes of an iteration: those for gradients, and one to count targets if these do not."""
         return self.scales + bool(self.diversity)
 
 
 def method_of(settings: dict) -> Method:
-    """The method that the settings of an attack name; what they do not name is that of Dense Adversary Generation."""
+    """The method that the settings of an attack describe; defaults are those of Dense Adversary Generation."""
     return Method(**{field.name: settings[field.name] for field in fields(Method) if field.name in settings})
 
 
 def within(r: Tensor, method: Method) -> Tensor:
-    """r (3, H, W) cut to the ball of the budget; r as it is without a budget.
+    """r (3, H, W) projected onto the ball of the budget; unchanged without a budget.
 
-    No value that is stored in float32 exceeds it, whatever eps.
+    No stored float32 value exceeds eps.
     """
     if method.budget is None:
         return r
@@ -95,9 +95,9 @@ def within(r: Tensor, method: Method) -> Tensor:
 
 
 def project(r: Tensor, image: Tensor, method: Method) -> Tensor:
-    """r (3, H, W) cut to the budget, and the perturbed image to 0..255, which only shortens r; r without a budget.
+    """r (3, H, W) projected onto the budget, with the perturbed image clipped to 0..255; unchanged without a budget.
 
-    The bounds of every value are exact in float32 for images of whole grey levels, so the stored r never exceeds them.
+    The bounds are exact in float32 for images of whole grey levels, so the stored r never exceeds them.
     """
     return r if method.budget is None else torch.clamp(within(r, method), -image, 255 - image)
 
@@ -154,26 +154,26 @@ def smoothed(gradients: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Apgd:
-    """Auto-PGD: momentum 0.75, a step that is halved where it gains too little, and a return to the best iterate.
+    """Auto-PGD: momentum 0.75, a step size that is halved on little progress, and restarts from the best iterate.
 
     Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
-    ICML 2020, algorithm 1; the moments of judgement are those of their code.  What depends on values is decided
-    where these are, so that the host never waits.
+    ICML 2020, algorithm 1; the checkpoints are those of their code.  All decisions are computed on the
+    device, so the host never waits.
 
     Attributes
     ----------
     previous, best, best_gradient : Tensor (3, H, W)
         r one step ago, r with the largest value of the objective so far, and the gradient there.
     best_value, judged_value : Tensor ()
-        That value, now and when it was last judged.
+        That value, now and at the last checkpoint.
     last_value : Tensor ()
         Value of the objective one step ago.
     size : Tensor ()
         The step, 2 eps at first.
     gains : Tensor ()
-        Steps since the last judgement that raised the objective.
+        Steps since the last checkpoint that raised the objective.
     halved : Tensor, bool ()
-        Whether the last judgement halved the step.
+        Whether the last checkpoint halved the step.
     """
 
     previous: Tensor
@@ -218,7 +218,7 @@ class Apgd:
 
 
 def judgements(iterations: int) -> dict[int, int]:
-    """Steps after which APGD judges its progress -> steps since the judgement before."""
+    """{step of a checkpoint of Auto-PGD: steps since the checkpoint before}."""
     period, shortest, shorter = (max(int(share * iterations), 1) for share in (0.22, 0.06, 0.03))
     found, number = {}, period
     while number < iterations:

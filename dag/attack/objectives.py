@@ -1,8 +1,8 @@
 """Objectives of attacks: every loss in use is a direction at the scores.
 
 With the scores u of a target, p = softmax(u), its true column y and its adversarial column y', the gradient of a loss
-at u is known in closed form, so no loss is ever differentiated here: an objective says in which direction the
-scores of every target are to move, and the engine hands that to the backward pass of the network.  Weights w are
+at u has a closed form, so no loss is differentiated here: an objective gives the direction in which the scores of every
+target should move, and the engine passes it to the backward pass of the network.  Weights w are
 constants of the gradient, as in the papers.
 
 ======== ================================== ===========================================================
@@ -42,7 +42,7 @@ from dag.workflow.names import OBJECTNESS
 
 
 class Seen(NamedTuple):
-    """What a loss sees of the targets of an image.
+    """Arguments of a loss: the targets of an image.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ def by_rules(rules: Rules, background: int | None, probabilities: Callable[[Tens
 
 
 def by_loss(name: str, iterations: int, shares: Tensor | None, valued: bool = False) -> Objective:
-    """A loss of `LOSSES` on all targets; its value is 0 unless it is asked for."""
+    """A loss of `LOSSES` on all targets; its value is 0 unless `valued`."""
 
     def objective(f: Tensor, problem, passes: int):
         target = problem.labels >= 0
@@ -221,7 +221,7 @@ def _active(rules, f, prediction, problem, background, probabilities, first):
 
 
 def _weak(strength, f, reached, adversarial, boxes, probabilities):
-    """Targets that reached their adversarial label and win their neighbourhood, but not surely enough."""
+    """Targets that reached their adversarial label and survive suppression, but with too low a score."""
     overlap, score = strength
     weak = torch.zeros_like(reached)
     rows = reached.nonzero().squeeze(1)
@@ -246,7 +246,7 @@ def _towards_others(
     seen: Seen, weight: Callable[[Tensor, Tensor], Tensor | float]
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """w (p - e_y), the gradient of w times the cross-entropy with constant w = weight(p, p_y), and its value."""
-    direction = (seen.u - seen.highest[:, None]).exp_()  # softmax, in half its time: the largest scores are known
+    direction = (seen.u - seen.highest[:, None]).exp_()  # softmax in half the time, since the largest scores are known
     direction.div_(direction.sum(1, keepdim=True))
     w = weight(direction, _column(direction, seen.y))
     counted = w * seen.counts.to(direction)  # one product with the large array, not two

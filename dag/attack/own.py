@@ -1,4 +1,4 @@
-"""Attacks from outside: a function that perturbs one image, or files; checked and counted like every other attack."""
+"""Custom attacks: a function that perturbs one image, or files; checked and counted like every other attack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dag.networks.building import function_of
 from dag.networks.chance import seeded
 from dag.networks.interface import Network
 
-# How far r may exceed its budget, in grey levels, before it is cut: rounding of tools that compute in 0..1.
+# Tolerated excess of r over its budget in grey levels, which is clipped: rounding of tools that compute in 0..1.
 SLACK = 1e-3
 
 
@@ -70,7 +70,7 @@ def own_attacks(
                 ]
         except ImageError as error:
             raise AttackError(f"{problem.name}: {error}") from error
-        except Exception as error:  # of the function, not of this image
+        except Exception as error:  # a fault of the function, not of this image
             raise ValueError(f"{name} failed on {problem.name}: {type(error).__name__}: {error}") from error
         _check(r, problem, method, name)
         r = within(r.detach().to(problem.image), method)

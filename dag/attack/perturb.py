@@ -1,4 +1,4 @@
-"""One job of the attack: the perturbations of one source for one shard of an image set."""
+"""The job `perturb`: perturbations of one source for one shard of an image set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dag.workflow.names import OBJECTNESS, stage_iterations
 from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
-# The batch, images that share a pass: on a GPU it fills the device, on a CPU it gains nothing.
+# Images that share a pass: fills a GPU; on a CPU more than one gains nothing.
 BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
 
 
@@ -82,12 +82,12 @@ def objectness_scores(network: Detector) -> Callable[[Tensor, list[Problem]], li
 
 
 def first_of(settings: dict) -> dict:
-    """Settings that decide about targets and start: all of `worst_of` have those of the first."""
+    """Settings that determine targets and start: with `worst_of`, those of its first attack."""
     return settings["worst_of"][0] if "worst_of" in settings else settings
 
 
 def scores_of(network: Network, method: Method) -> Callable[[Tensor, list[Problem]], list[Tensor]]:
-    """f for `dag.attack.engine` of what a method attacks."""
+    """f for `dag.attack.engine`, of the scores that a method attacks."""
     if method.objective in OBJECTNESS:
         return objectness_scores(network)
     return pixel_scores(network) if network.task == "segmentation" else proposal_scores(network)

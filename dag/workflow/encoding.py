@@ -1,4 +1,4 @@
-"""The bytes of shards: compressed arrays, parts, and the seal that covers what HDF5's checksums do not."""
+"""Binary layout of shards: compressed arrays, parts, and the seal for the bytes without an HDF5 checksum."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Encoded:
         numpy's, with the byte order.
     shape : tuple of int
     chunk : bytes or memoryview
-        What HDF5's filters make of the array: shuffle and deflate, or neither, and a Fletcher checksum.
+        The array after HDF5's filters: optionally shuffle and deflate, then a Fletcher checksum.
     """
 
     type: str
@@ -42,11 +42,10 @@ class Encoded:
 
 
 def encode(array: NDArray, compress: bool) -> Encoded:
-    """Compress an array without loss, outside HDF5, whose lock would keep other threads waiting.
+    """Compress an array without loss, outside HDF5, whose global lock would block other threads.
 
-    Deflate has a fast way for numbers that never repeat (Huffman codes alone): a perturbation of 375 x 500 takes 12 ms
-    and 84 % of its size; with the usual search for repetitions it takes 40 ms and 86 % (benchmarks/RESULTS.md).  HDF5
-    reads both.
+    Deflate with Huffman codes alone suits noise: a perturbation of 375 x 500 takes 12 ms and 84 % of its size, against
+    40 ms and 86 % with the usual search for repetitions (benchmarks/RESULTS.md).  HDF5 reads both.
     """
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if compress:
@@ -63,8 +62,8 @@ def encode(array: NDArray, compress: bool) -> Encoded:
 def fletcher32(content: bytes) -> int:
     """The checksum of HDF5's Fletcher filter (H5_checksum_fletcher32): sums modulo 65535 of big-endian words.
 
-    A word counts in the second sum as often as there are words from it to the end; rows and columns of a table of
-    words make that two plain sums.  Modulo 65535, to swap the bytes of a word is to multiply it by 256.
+    The weight of a word in the second sum is the number of words from it to the end; with the words in a table, this
+    becomes two plain sums over rows and columns.  Modulo 65535, swapping the bytes of a word multiplies it by 256.
     """
     words = np.frombuffer(content + b"\0" * (len(content) % 2), "<u2")
     table = np.concatenate([np.zeros(-len(words) % ROW, "<u2"), words]).reshape(-1, ROW)
@@ -72,13 +71,13 @@ def fletcher32(content: bytes) -> int:
     after = np.arange(len(rows) - 1, -1, -1, dtype=np.uint64) * np.uint64(ROW) % 65535
     low = int(rows.sum())
     high = int((rows * after).sum()) + int((columns * np.arange(ROW, 0, -1, dtype=np.uint64)).sum())
-    # of the two forms of zero, ones' complement addition yields 0 for zeros alone
+    # ones' complement has two zeros; its addition yields 0 only if all words are 0, else 65535
     low, high = ((256 * value - 1) % 65535 + 1 if value else 0 for value in (low, high))
     return high << 16 | low
 
 
 def store(file: h5py.File, image_id: str, array: Encoded, attributes: Mapping, compressed: bool) -> None:
-    """Make the dataset of an image."""
+    """Create the dataset of an image."""
     options = {"chunks": array.shape, "fletcher32": True}
     if compressed:
         options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -90,7 +89,7 @@ def store(file: h5py.File, image_id: str, array: Encoded, attributes: Mapping, c
 
 
 class PatientFile(io.FileIO):
-    """A file that takes all that is written to it and complains later: HDF5 crashes the process when a write fails."""
+    """A file that postpones write errors until it is closed: HDF5 crashes the process when a write fails."""
 
     failure: OSError | None = None
 
@@ -119,7 +118,7 @@ class PatientFile(io.FileIO):
 def pack(of: list[str], images: Mapping[str, tuple[Encoded, dict]]) -> list[bytes]:
     """Content of a part: images, id -> (array, attributes); `of` says which shard they belong to.
 
-    It begins with its SHA-256, which tells a part that was cut off by a crash, or has a wrong bit, from a whole one.
+    It begins with its SHA-256, which detects truncation and flipped bits.
     """
     about = [
         {
@@ -140,7 +139,7 @@ def pack(of: list[str], images: Mapping[str, tuple[Encoded, dict]]) -> list[byte
 
 
 def unpack(path: Path) -> tuple[list[str], dict[str, tuple[Encoded, dict]]]:
-    """What was packed into a part; raises ValueError if anything of it is not as it was written."""
+    """Content of a part; raises ValueError if its bytes have changed."""
     content = memoryview(path.read_bytes())
     size = hashlib.sha256().digest_size
     if hashlib.sha256(content[size:]).digest() != content[:size]:
@@ -157,7 +156,7 @@ def unpack(path: Path) -> tuple[list[str], dict[str, tuple[Encoded, dict]]]:
 
 
 def place(dataset: h5py.Dataset) -> tuple[int, int] | None:
-    """First byte and number of bytes of an array in its file; an empty array has none."""
+    """Offset and length of an array in its file, in bytes; None for an empty array."""
     if math.prod(dataset.shape):
         chunk = dataset.id.get_chunk_info(0)
         return chunk.byte_offset, chunk.size
@@ -165,7 +164,7 @@ def place(dataset: h5py.Dataset) -> tuple[int, int] | None:
 
 
 def seal(file: BinaryIO, arrays: list[tuple[int, int]]) -> None:
-    """Write behind an HDF5 file where its arrays lie, in order, and the digest of the rest."""
+    """Append to an HDF5 file the places of its arrays, in order, and the digest of all other bytes."""
     listed = json.dumps(arrays).encode()
     file.seek(0, os.SEEK_END)
     file.write(listed)
@@ -173,7 +172,7 @@ def seal(file: BinaryIO, arrays: list[tuple[int, int]]) -> None:
 
 
 def sealed(path: Path) -> bool:
-    """Whether a file has a seal; raises RuntimeError, or anything, if that does not fit."""
+    """Whether a file has a seal; raises RuntimeError, or another error, if the seal does not match."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END) - SEAL.size
         if end < 0:
@@ -189,7 +188,7 @@ def sealed(path: Path) -> bool:
 
 
 def _digest(file: BinaryIO, arrays: list[tuple[int, int]], end: int) -> bytes:
-    """SHA-256 of the first bytes of a file up to `end`, those of arrays left out."""
+    """SHA-256 of the first `end` bytes of a file without those of arrays."""
     digest, begin = hashlib.sha256(), 0
     for first, size in [*arrays, (end, 0)]:
         if not begin <= first <= end:

@@ -9,15 +9,15 @@ from itertools import pairwise
 # How a perturbed image reaches a network: as it is, rounded, or as a JPEG file of a quality from 1 to 100.
 PIXELS_PATTERN = r"float|8-bit|jpeg-(?:[1-9][0-9]?|100)"
 
-# Controls: a random field that has something of r and lacks its structure, several draws each.
+# Controls: random fields that share a property of r but not its structure, in several draws.
 CONTROLS = {
     "permuted": "rows and columns of the perturbation shuffled",
     "signs": "signs of the perturbation's values drawn anew",
     "gaussian": "Gaussian noise of the perturbation's perceptibility",
 }
 
-# Defences of the project, `dag.networks.defences`, and what each does to images, in terms of its arguments.  A source
-# needs a gradient and no chance.
+# Defences of `dag.networks.defences`, with a description of their effect in terms of their arguments.  A source needs
+# a gradient and determinism.
 DEFENCES = {
     "rounding": "rounded to whole grey levels",
     "jpeg": "written as a JPEG file of quality {quality}",

@@ -1,4 +1,4 @@
-"""Reading beside computing."""
+"""Overlap of reading and computing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def ahead(items: Iterable) -> Iterator:
-    """The items, each of them computed in another thread while the one before is in use."""
+    """Yield the items; the next one is computed in another thread while the current one is in use."""
     items, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(next, items, end)

@@ -1,4 +1,4 @@
-"""Where the files of an experiment are: images, weights, shards, scores, tables and figures.
+"""Paths of the files of an experiment: images, weights, shards, scores, tables and figures.
 
 Pure functions of the configuration; paths are relative to the working directory.
 """
@@ -15,9 +15,9 @@ SEED = 2017  # of config/config.yaml
 
 
 def told(config: dict, path: str) -> str:
-    """A path as a job is told it by its parameters: with the prefix that a module may have.
+    """A path for the parameters of a job, with the prefix of a Snakemake module.
 
-    Snakemake itself adds it to the paths of all other functions here, which are inputs and outputs.
+    Snakemake adds the prefix to inputs and outputs by itself.
     """
     for folder, place in config.get("folders", {}).items():
         if path.startswith(folder):
@@ -26,7 +26,7 @@ def told(config: dict, path: str) -> str:
 
 
 def voc(config: dict) -> str:
-    """Folder that holds VOC2007/ and VOC2012/: the user's, or the one that downloads are unpacked in."""
+    """Folder that holds VOC2007/ and VOC2012/: the user's, or the one into which downloads are unpacked."""
     return config["voc"] or "resources/VOCdevkit"
 
 
@@ -88,8 +88,8 @@ def image_lists(config: dict, *image_sets: str) -> list[str]:
 def is_extracted(config: dict, file: str) -> bool:
     """Whether a file of `downloads` is taken out of an archive.
 
-    A member that the user has by itself, in the folder `weights` or in resources/downloads/, is treated
-    like a download.  A member that is extracted already stays as it is.
+    A member that the user provides as a separate file, in the folder `weights` or in resources/downloads/, is treated
+    like a download.  An already extracted member is kept.
     """
     if "archive" not in config["downloads"][file]:
         return False
@@ -116,7 +116,7 @@ def weight_file(config: dict, file: str) -> str:
 
 
 def trained(config: dict) -> str:
-    """Folder of the networks that are trained here; those of another seed than the default's are kept apart."""
+    """Folder of the networks trained here; those of a seed other than the default's have a folder of their own."""
     return "resources/weights" if config["seed"] == SEED else f"resources/weights/seed-{config['seed']}"
 
 
@@ -159,7 +159,7 @@ def source_shards(config: dict, sources: Iterable[tuple[str, str]]) -> list[str]
 
 
 def planted(config: dict) -> list[str]:
-    """What became of the examples that were planted for the attacks of `all`."""
+    """Results on the planted examples for the attacks of `all`."""
     return [
         f"{results(config)}/{image_set}/planted/{network}.json" for network, image_set in plan.planted_sources(config)
     ]
@@ -196,7 +196,7 @@ def gallery_parts(config: dict, product: str, pattern: str) -> list[str]:
 
 
 def checks(config: dict, product: str) -> list[str]:
-    """What says that the images of a table or figure and their ground truth can be read, all that its networks need."""
+    """Records of the check that images and ground truth of a table or figure can be read."""
     entry, found = plan.product(config, product), []
     for image_set in plan.image_sets(entry):
         networks = [victim for victim in plan.victims(entry) if plan.image_set_of(entry, victim) == image_set]
@@ -219,7 +219,7 @@ def product_files(config: dict, product: str) -> list[str]:
 
 
 def about(config: dict) -> list[str]:
-    """Tables that are always made, as numbers."""
+    """CSV files of the tables that are always made."""
     return [f"{results(config)}/tables/{name}.csv" for name in plan.ABOUT]
 
 
@@ -230,7 +230,7 @@ def everything(config: dict) -> list[str]:
 
 
 def made(config: dict) -> dict[str, dict[str, list[str]]]:
-    """What each table and figure of `all` is made of, and its files."""
+    """Inputs and output files of each table and figure of `all`."""
     found = {
         product: {
             "manifests": manifests(config, product),

@@ -1,4 +1,4 @@
-"""What follows from a checked configuration: which perturbations each victim sees, shards, sources, products.
+"""Derived from a checked configuration: the perturbations that each victim sees, shards, sources, products.
 
 Pure functions; nothing here reads an image, a weight or a result.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dag.workflow.names import DRAWN, parse
 
-# What a job says when one image keeps it from its end, see `advice`; behind it the shard, if it is not that of the job.
+# End of the message of a job that fails because of one image, see `advice`; followed by the shard if it is another one.
 OF_ONE_IMAGE = "This concerns one image: the shard can be given up."
 # Tables that are always made.
 ABOUT = ("claims", "perceptibility", "self_tests", "statuses")
@@ -36,13 +36,13 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the most similar one that is known, if one is."""
+    """End of a sentence on an unknown name, "; did you mean 'table1'?", or "" if none is similar."""
     similar = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def unknown_target(config: dict, name: str) -> str:
-    """What to say of a target that nobody makes."""
+    """Message about an unknown target of Snakemake."""
     targets = ["all", *config["tables"], *config["figures"]]
     return f"{name!r} is no table or figure; there are {', '.join(targets)}{did_you_mean(name, targets)}"
 
@@ -64,7 +64,7 @@ def victims(entry: dict) -> list[str]:
 
 
 def rows(entry: dict) -> list[str]:
-    """Perturbations that a table or figure shows, in order: as named, and what it makes of them."""
+    """Perturbations that a table or figure shows, in order: those named and those that it derives from them."""
     perturbations = named(entry)
     if "networks" in entry:
         return ["none", *perturbations]
@@ -127,7 +127,7 @@ def shown_pairs(entry: dict) -> list[tuple[str, str]]:
 
 
 def bases(entry: dict) -> dict[str, str]:
-    """What every perturbation of a figure with `perceptibilities` was before it was scaled: itself if it was not."""
+    """{perturbation: the one that it was scaled from, or itself} of a figure with `perceptibilities`."""
     scaled = {scaled_to(row, p): row for row in named(entry) for p in entry.get("perceptibilities", [])}
     return {row: row for row in named(entry)} | scaled
 
@@ -191,9 +191,9 @@ def all_source_sets(config: dict) -> list[tuple[str, str]]:
 
 
 def planted_sources(config: dict) -> dict[tuple[str, str], list[str]]:
-    """Sources of `all` that have to find a planted example, by network and image set; see `dag.attack.planted`.
+    """Sources of `all` that are tested with planted examples, by network and image set; see `dag.attack.planted`.
 
-    Those that run on the engine, on one network, within a budget.  Not with diversity: it moves the pixels that a
+    They run on the engine, on one network, within a budget, and without diversity, which moves the pixels that a
     readout belongs to.
     """
     found: dict[tuple[str, str], list[str]] = {}
@@ -242,13 +242,13 @@ def training(config: dict, network: str) -> dict:
 
 
 def printed(config: dict, network: str) -> str:
-    """What a network is called in print, with a dagger if it stands in for another."""
+    """Display name of a network, with a dagger if it substitutes another."""
     entry = config["networks"][network]
     return entry["label"] + ("†" if "substitute" in entry else "")
 
 
 def printed_networks(config: dict, names: Iterable[str] | None = None) -> dict[str, dict]:
-    """Printed name and task of networks; of all of them by default."""
+    """Display name and task of networks; default: of all."""
     return {
         name: {"label": printed(config, name), "task": config["networks"][name]["task"]}
         for name in (config["networks"] if names is None else names)
@@ -256,12 +256,12 @@ def printed_networks(config: dict, names: Iterable[str] | None = None) -> dict[s
 
 
 def families(config: dict) -> dict[str, str]:
-    """What counts as the architecture of every network; one without `family` is its own."""
+    """{network: family}; a network without `family` is a family of its own."""
     return {name: entry.get("family", name) for name, entry in config["networks"].items()}
 
 
 def architectures(config: dict) -> dict[str, str]:
-    """What every network is, whatever its weights: its function and its arguments, and those of its defences."""
+    """{network: function and arguments, with those of its defences}, whatever its weights."""
     return {
         name: " of ".join(
             f"{one.get('architecture') or one['defence']} {json.dumps(one.get('arguments', {}), sort_keys=True)}"
@@ -277,7 +277,7 @@ def as_printed(config: dict) -> list[str]:
 
 
 def layered(config: dict, network: str) -> list[str]:
-    """A network behind defences and those that it is `of`, down to the one without; of others just itself."""
+    """A network followed by those that it is `of`, down to the one without a defence."""
     chain = [network]
     while "of" in (entry := config["networks"][chain[-1]]):
         chain.append(entry["of"])
@@ -285,12 +285,12 @@ def layered(config: dict, network: str) -> list[str]:
 
 
 def defended(config: dict, names: Iterable[str] | None = None) -> list[str]:
-    """Networks behind a defence; of all of them by default."""
+    """Networks with a defence, among `names` or all."""
     return [name for name in (config["networks"] if names is None else names) if "of" in config["networks"][name]]
 
 
 def defence(entry: dict) -> str:
-    """The function of a network's defence; one without a module is the project's."""
+    """Function of a network's defence; without a module it is one of `dag.networks.defences`."""
     return entry["defence"] if ":" in entry["defence"] else f"dag.networks.defences:{entry['defence']}"
 
 
@@ -305,7 +305,7 @@ def counts_pixels(settings: dict) -> bool:
 
 
 def imported(settings: dict) -> list[str]:
-    """Folders with perturbations of others that an attack is made of."""
+    """Folders of the imported perturbations of an attack."""
     return [each["perturbation"] for each in settings.get("worst_of", [settings]) if "perturbation" in each]
 
 
@@ -320,7 +320,7 @@ def network_of(source: str) -> str:
 
 
 def attacked(config: dict, source: str) -> list[str]:
-    """Networks that a source's attack uses: its own, and the others of an ensemble."""
+    """Networks that a source's attack uses: its own and the others of an ensemble."""
     return list(dict.fromkeys([network_of(source), *attack(config, source).get("ensemble", [])]))
 
 
@@ -392,7 +392,7 @@ def advice(log: str, config: dict, read: Callable[[str], str]) -> str:
         said = dict(re.findall(r"^ +(output|log): (\S+)", job, re.MULTILINE))
         for shard in re.findall(f"^{OF_ONE_IMAGE} ?(\\S*)$", read(said["log"]), re.MULTILINE):
             failed[shard or _shard_of(Path(said["output"]))] = None
-    # none of an image set that would be left without images
+    # an image set must keep at least one image
     left = config | {"given_up": list(failed)}
     useful = [name for name in failed if shards(left, name.partition("/")[0])]
     if len(useful) > len(config["given_up"]):

@@ -1,4 +1,4 @@
-"""What every job of the workflow does first: write to its log, fail and stop with a sentence, take a device."""
+"""Start of every job of the workflow: logging, error messages, signals, choice of the device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _held: list[IO] = []  # locks of the devices of this process, held until it ends
 def start(log: str, threads: int = 1) -> None:
     """Send everything the job prints to its log, limit its threads, and stop in good order on SIGTERM.
 
-    Call it before importing torch: import errors belong into the log, and the number of OpenMP
+    Call it before importing torch: import errors belong in the log, and the number of OpenMP
     threads is read once.  SIGTERM, which a scheduler sends some seconds before it kills (time limit,
-    scancel), becomes a KeyboardInterrupt: files are closed, and the log says where the job was.
+    scancel), becomes a KeyboardInterrupt: files are closed, and the log says where the job stopped.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # on Apple's GPUs what they cannot do is computed on the CPU, with one line in the log per operator
+    # operators that Apple's GPUs lack are computed on the CPU, with one line in the log for each
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     sys.stdout.flush()
@@ -42,14 +42,14 @@ def start(log: str, threads: int = 1) -> None:
 
 
 def _stop(number: int, _) -> None:
-    signal.signal(number, signal.SIG_IGN)  # one is enough: a second must not disturb the closing of files
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the closing of files
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Print what this project raises for its users, ValueError or OSError with a text of ours, as that text alone.
+    """Print errors of this project (ValueError, or OSError with our text) as the message alone, without a traceback.
 
-    Who is interrupted reads where: functions that do the work add a note to the exception.
+    After an interruption, print where: functions that do the work add a note to the exception.
     """
     if issubclass(kind, KeyboardInterrupt):
         where = "".join(f", {note}" for note in getattr(error, "__notes__", []))
@@ -58,7 +58,7 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
         return
     if (
         kind.__name__ == "AcceleratorError"
-    ):  # torch's, for a device that has vanished or is broken; torch is slow to import
+    ):  # of torch, for a device that has vanished or failed; compared by name, since importing torch is slow
         reason = str(error).partition("\n")[0]
         print(f"Error: the GPU has failed ({reason}); what is finished is kept: start again to go on", file=sys.stderr)
         return
@@ -66,7 +66,7 @@ def _sentence(kind: type[BaseException], error: BaseException, trace) -> None:
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     ours = Path(innermost.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
-    # an OSError that comes from the system has a number
+    # an OSError of the system has an errno
     if ours and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is None)):
         print(f"Error: {error}", file=sys.stderr)
         if isinstance(error, image_sets.ImageError):
@@ -95,7 +95,7 @@ def progress(items: Iterable, what: str, total: int | None = None, seconds: floa
 def identity(
     network: dict, image_set: dict, shard: str, code: str, kinds: Sequence[str] = ("image",)
 ) -> tuple[list, dict]:
-    """Images of a shard, and what determines a network's output on them: the start of a shard's header.
+    """Images of a shard, and everything that determines a network's output on them, for the header of a shard.
 
     Parameters
     ----------
@@ -124,9 +124,9 @@ def identity(
 def device() -> str:
     """The GPU of this job alone, "cuda:N", until the process ends; "mps" on Apple's; "cpu" where there is none.
 
-    CUDA shows the process what CUDA_VISIBLE_DEVICES allows, and N counts those.  Of them a job takes one
-    that no other job of this user on this machine holds, and waits for one if need be.  A Slurm job that is
-    given a single GPU takes it without asking: Slurm may share it out on purpose.
+    N counts the devices in CUDA_VISIBLE_DEVICES.  A job takes one that no other job of this user on this
+    machine holds, and waits for one if necessary.  A Slurm job with a single GPU takes it without a lock:
+    Slurm may share it on purpose.
     """
     import torch
 
@@ -136,7 +136,7 @@ def device() -> str:
     if count == 1 and "SLURM_JOB_ID" in os.environ:
         number = 0
     else:
-        # by identity: the same N is another GPU under another CUDA_VISIBLE_DEVICES
+        # by UUID: N depends on CUDA_VISIBLE_DEVICES
         names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
         number = claim(names, Path(tempfile.gettempdir(), f"dag-{os.getuid()}"))
     torch.cuda.set_device(number)
@@ -144,11 +144,11 @@ def device() -> str:
 
 
 def claim(names: Sequence[str], folder: Path, seconds: float = 1) -> int:
-    """Position of the first of these devices that no other process holds; this process holds it from now on.
+    """Lock the first free one of these devices for this process, and return its position.
 
-    A device is held by a lock of the operating system on the file `folder`/`name`.lock, so it is
-    free again as soon as the process has ended, however it did.  `folder` must be on a local disk.
-    While all are held, they are tried again every few `seconds`, and the log says so once.
+    A device is locked by an operating system lock on the file `folder`/`name`.lock, which is released when
+    the process ends, however it ends.  `folder` must be on a local disk.  While all devices are locked,
+    they are polled every few `seconds`; the log says so once.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     waiting = False

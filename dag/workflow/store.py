@@ -116,13 +116,13 @@ class Writer:
             part = self._folder / (secrets.token_hex(8) + PART)
             with explained(self._path):
                 self._check()
-                # a second of work is not worth waiting for the disk: the digest tells what a power cut has torn
+                # not worth waiting for the disk: the digest detects a part that a power cut has truncated
                 files.write(part, *encoding.pack(self._of, self._new), wait=not self._every)
             self._parts |= dict.fromkeys(self._new, part)
             self._saved, self._new = time.monotonic(), {}
 
     def finish(self) -> None:
-        """Make one file of all, in its place."""
+        """Assemble the shard from its parts and move it into place."""
         missing = [image_id for image_id in self._ids if image_id not in self.done]
         if missing:
             raise ValueError(f"{self._path}: {len(missing)} images are missing, the first is {missing[0]}")
@@ -164,7 +164,7 @@ class Writer:
         files.sync(self._path.parent)
 
     def _put_back(self) -> bool:
-        """Give the shard its place again if its second name alone is left, and if every array is intact."""
+        """Restore the shard from its second name if the shard itself is missing and every array is intact."""
         if not self._is_wanted(self._second):
             return False
         try:
@@ -176,7 +176,7 @@ class Writer:
         whole = self._folder / f"{secrets.token_hex(8)}.whole"
         with removed_on_failure(whole):
             os.link(self._second, whole)
-            os.utime(whole)  # later than all it is made from, as if it had been made now
+            os.utime(whole)  # newer than all its inputs, as if it had just been made
             os.replace(whole, self._path)
         return True
 
@@ -188,7 +188,7 @@ class Writer:
         return header["key"] == self._label["key"] and header["ids"] == self._ids
 
     def _left_behind(self) -> dict[str, Path]:
-        """The part that holds each image that an earlier job has finished; everything else is removed."""
+        """{id: part} of the images that an earlier job has finished; all other parts are removed."""
         found = {}
         for path in self._folder.glob("*" + PART):
             try:
@@ -216,7 +216,7 @@ def writing(
     keep: bool = False,
     compress: bool = True,
 ) -> Iterator[Writer]:
-    """Write a shard, or go on with the one that an interrupted job left.
+    """Write a shard, or resume one that an interrupted job left.
 
     Parameters
     ----------
@@ -227,20 +227,20 @@ def writing(
     ids : list of str
         The images of the shard, in order.
     header : dict
-        All that determines the content; must survive JSON.
+        Everything that determines the content; JSON-serialisable.
     every : float
-        Seconds of work that a crash may cost; 0 makes every image safe as soon as it is put.
+        Seconds of work that a crash may cost; 0 writes every image immediately.
     wait : bool
         While another process is writing the same shard, wait instead of raising.
     keep : bool
-        Leave a second name of the finished shard, without which it is lost when Snakemake deletes it; see `forget`.
+        Leave a hard link to the finished shard, in case Snakemake deletes it; see `forget`.
     compress : bool
-        Not worth it for files that are deleted in the same run.
+        Compress the arrays; not worthwhile for files that are deleted in the same run.
 
     Yields
     ------
     Writer
-        `done` holds the ids that are there already; all of them if the very shard is in its place.
+        `done` holds the ids that are already stored; all of them if the shard is up to date.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def writing(
     ValueError
         If an id is missing at the end.
     OSError
-        If the disk is full or the folder may not be written to; what was safe before stays so.
+        If the disk is full or the folder is not writable; parts written before are kept.
     """
     path = Path(path)
     folder = _folder(path)
@@ -270,7 +270,7 @@ def writing(
 
 
 def forget(folder: Path) -> None:
-    """Remove the second names of the shards of a folder that are in their places, as nobody will delete these now."""
+    """Remove the second names of the shards of a folder that are in place, once the run has ended."""
     for second in Path(folder).glob(f"*.parts/{SECOND}"):
         if second.parent.with_suffix("").exists():
             second.unlink()
@@ -332,7 +332,7 @@ def _opened(path: Path, kind: str | None) -> Iterator[tuple[h5py.File, dict]]:
     with _intact(path, "the index or the header is"):
         sealed = encoding.sealed(path)
     try:
-        file = h5py.File(path, "r", locking=False)  # nobody changes it, and not every file system has locks
+        file = h5py.File(path, "r", locking=False)  # read-only, and not every file system has locks
     except (OSError, RuntimeError) as error:
         raise ShardError(path, "truncated or not an HDF5 file") from error
     with file:
@@ -351,7 +351,7 @@ def _opened(path: Path, kind: str | None) -> Iterator[tuple[h5py.File, dict]]:
 
 
 def _folder(path: Path) -> Path:
-    """Where a shard grows."""
+    """Folder of the parts of a shard."""
     return path.with_name(path.name + ".parts")
 
 
@@ -368,7 +368,7 @@ def _attributes(dataset: h5py.Dataset, names: tuple[str, ...] | None = None) -> 
 
 @contextmanager
 def _intact(path: Path | str, what: str) -> Iterator[None]:
-    """Turn all that h5py, numpy and json raise on damaged bytes into one sentence."""
+    """Turn all errors of h5py, numpy and json on damaged bytes into one sentence."""
     try:
         yield
     except Exception as error:
@@ -376,5 +376,5 @@ def _intact(path: Path | str, what: str) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # it holds parts, or another process has begun
+    with suppress(OSError):  # not empty: it holds parts, or another process has started
         folder.rmdir()
