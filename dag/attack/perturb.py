@@ -173,20 +173,20 @@ def attacks(
 ) -> Iterator[tuple[Problem, Attack]]:
     """`dag.attack.engine.dense_adversaries` on a network with the settings of a source.
 
-    A `function` of the settings is an attack of one's own, a `perturbation` a folder of files, see `dag.attack.own`.
+    The setting `function` names a custom attack, `perturbation` a folder of files, see `dag.attack.own`.
 
-    `stages` of the settings are pairs (multiple of eps, share of the iterations) that follow each other, each from
-    where the one before arrived (Croce et al., ECCV 2024); `worst_of` are settings of several attacks, of which every
-    image keeps the one that leaves the fewest targets correct, the first of equals.
+    `stages` are pairs (multiple of eps, share of the iterations) that are run in turn, each from the result of the one
+    before (Croce et al., ECCV 2024); `worst_of` has the settings of several attacks, of which every image keeps the one
+    that leaves the fewest targets correct (of equals, the first).
 
-    With `others` the attack is one on the sum of the losses of all these networks, and the problems are those of
+    With `others` the attack is on the sum of the losses of all these networks; the problems come from
     `dag.attack.ensemble.together`.
 
-    With a `readout` the scores are what that makes of the network's, and the columns are its own; the problems are
-    those of `dag.attack.planted.planted`.
+    With a `readout` the scores and columns are those of the readout; the problems come from
+    `dag.attack.planted.planted`.
 
-    With a `precision` below fp32 every attack that has ended goes on in fp32 from there: the last |T_m| is
-    counted again, and an image that has targets left gets the steps that are left to it.
+    With a `precision` below fp32 every attack continues in fp32 after its end: the last |T_m| is counted again, and
+    an image with targets left gets its remaining steps.
     """
     if "worst_of" in settings:
         while together := list(islice(problems := iter(problems), batch)):
@@ -247,7 +247,7 @@ def attacks(
 
 
 def _from_there(problems: Iterable, method: Method, begun: dict[str, Problem]) -> Iterator[Problem]:
-    """Problems that begin where the stage before arrived, cut to the budget of this one."""
+    """Problems that start from the result of the stage before, projected onto the budget of this one."""
     for item in problems:
         if isinstance(item, Problem):
             begun[item.name] = item
@@ -293,10 +293,10 @@ def perturb(
         The shard to write.
     settings : dict
         Of the attack: rules, options, iterations, step, those of `dag.attack.methods.Method`, and for detection nms,
-        limit, overlap, confidence; `draw` is the number of a repetition, which draws other labels and another start.
+        limit, overlap, confidence; `draw` is the number of a repetition, with other labels and another start.
     seed, name
-        With the image id they seed the adversarial labels and the start: the same for every variant of the
-        attack, so that variants differ by what they do alone.
+        Seed, with the image id, of the adversarial labels and the start: the same for every variant of the attack, so
+        that variants differ in their method only.
     header : dict
         Identity of the shard, see `dag.workflow.store`.
     reader : Reader
@@ -304,13 +304,13 @@ def perturb(
     match : Match, optional
         Of the classes of the source and of the image set; by default both are the same.
     others : sequence of Network
-        Attacked at the same time as the source, see `dag.attack.ensemble`.
+        Further networks of an ensemble, see `dag.attack.ensemble`.
     batch : int, optional
         Images that share a pass, at most; by default that of `BATCH`.
     pixels : mapping of int to int, optional
         Pixels of every class id in the image set, for the objective "mce-bal".
     progress : callable
-        Wraps what it is given, attacks as they end and their number.
+        Wraps an iterable of attacks; called with it and their number.
     """
     network, others = network.to(device), [one.to(device) for one in others]
     check_alike([network, *others])
@@ -320,8 +320,8 @@ def perturb(
     if pixels is not None:
         counts = torch.tensor([pixels.get(label, 0) for label in network.labels], dtype=torch.float64)
         shares = torch.where(counts > 0, 1 / counts, 0).float().to(device)
-    again = [settings["draw"]] if "draw" in settings else []  # the first draw has the seeds that it always had
-    # On a GPU an image is stored while the next ones are attacked; on a CPU it is safe before they are.
+    again = [settings["draw"]] if "draw" in settings else []  # the first draw keeps the seeds of a single one
+    # On a GPU an image is stored while the next ones are attacked; on a CPU it is stored before.
     overlapped = torch.device(device).type == "cuda"
     ids = [image_id for _, image_id in images]
     with store.writing(path, "perturbations", ids, header, keep=True) as shard, ThreadPoolExecutor(1) as writer:
@@ -397,7 +397,7 @@ def perturb(
 
 
 def truth_of(network: Network, image: Tensor, truth: NDArray | Objects | None, match: Match | None):
-    """The truth that is attacked: label map (H, W), int64, or objects, in ids of the network; without any, its own."""
+    """The attacked truth in ids of the network: label map (H, W), int64, or objects; by default its prediction."""
     if truth is None:
         truth = predicted(clean_prediction(network, image, match))
     if match is not None:
@@ -406,7 +406,7 @@ def truth_of(network: Network, image: Tensor, truth: NDArray | Objects | None, m
 
 
 def clean_prediction(network: Network, image: Tensor, match: Match | None) -> NDArray:
-    """What a network finds in an image (3, H, W): label map (H, W) or detections (D, 6), in ids of the image set."""
+    """Prediction of a network on an image (3, H, W): label map (H, W) or detections (D, 6), in ids of the image set."""
     with torch.no_grad(), arithmetic("fp32", image.device.type):
         if network.task == "segmentation":
             found = network.label_map(image[None])[0].cpu().numpy()

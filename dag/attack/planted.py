@@ -2,11 +2,11 @@
 
 Zimmermann et al., "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022: within the budget a
 point is drawn, the planted example, and the network gets a readout with two columns that answers differently there.
-An attack that does not change the answer is too weak, or cannot follow the gradient of the network.
+An attack that does not change the answer is too weak or has no useful gradient.
 
 Here every target has a readout of its own, linear in its scores u.  With the clean scores u_0, those of the planted
 example u_1 and d = u_1 - u_0, it is s = d (u - u_0) / |d|^2: 0 at the clean image, 1 at the planted example.  It
-answers "planted" above the middle between 1 and the largest s at the clean image and at random points of the budget.
+answers "planted" above the midpoint of 1 and the largest s at the clean image and at random points of the budget.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dag.networks.layers.precision import arithmetic
 from dag.workflow.names import OBJECTNESS
 from dag.workflow.seeds import generator
 
-# Random points of the budget that a readout has to tell from the planted example.
+# Number of random points of the budget that a readout has to distinguish from the planted example.
 POINTS = 8
-# Difference of the two columns for a difference of 1 in s: as sure as a trained network, not so sure that p is 0.
+# Score difference of the two columns for a difference of 1 in s: like that of a trained network, without saturation.
 GAIN = 10.0
 
 Scores = Callable[[Tensor, list[Problem]], list[Tensor]]
@@ -39,12 +39,12 @@ Scores = Callable[[Tensor, list[Problem]], list[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """What stands in for `Problem.where` of a planted problem.
+    """`Problem.where` of a planted problem.
 
     Attributes
     ----------
     problem : Problem
-        That of the network.
+        The network's problem.
     direction : Tensor (N, C)
         d / |d|^2 of every target.
     offset : Tensor (N,)
@@ -68,7 +68,7 @@ def find_planted(
     device: str = "cpu",
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> list[dict]:
-    """Plant one example in every image, and let every attack look for it.
+    """Plant one example in every image and test every attack on it.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def find_planted(
     sources : mapping of str to dict
         Settings of attacks with a budget, by the names of their sources.
     seed, name
-        With the image id they seed the example: the same for attacks of one budget.
+        Seed, with the image id, of the example: the same for attacks of one budget.
     reader, match, device, progress
         As of `dag.attack.perturb.perturb`.
 
@@ -135,7 +135,7 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
     method : Method
         With a budget.
     rng : numpy.random.Generator
-        Of the planted example, the random points and `first`.
+        Generator of the planted example, the random points and `first`.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def planted(problem: Problem, scores: Scores, method: Method, rng: np.random.Gen
         example = project(method.eps * example.sign(), image, method)
     clean, there = seen(torch.zeros_like(image)), seen(example)
     direction = there - clean
-    direction = direction / direction.square().sum(1, keepdim=True)  # not finite where the scores do not change
+    direction = direction / direction.square().sum(1, keepdim=True)  # not finite if the scores do not change
     offset = (direction * clean).sum(1)
     inner = torch.stack([(direction * seen(r)).sum(1) - offset for r in points]).amax(0).clamp(min=0)
     offset = offset + (1 + inner) / 2

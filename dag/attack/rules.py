@@ -1,7 +1,7 @@
 """Rules by which implementations of the attack differ, their presets, and how an attack can end.
 
-The paper's text and the authors' code differ; `Rules` names every point of difference, and `PRESETS` holds the two
-combinations that have names.  Both are offered, never mixed silently.
+The paper's text and the authors' code differ; `Rules` has a field for every difference, and `PRESETS` the two
+named combinations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STATUSES = (CONVERGED, ITERATION_LIMIT, NO_TARGETS, NO_GRADIENT)
 
 @dataclass(frozen=True)
 class Rules:
-    """Where implementations of the attack differ.
+    """Differences between implementations of the attack.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ PRESETS = {
 def rules_of(settings: dict, task: str) -> Rules:
     """Rules of an attack's settings: the preset named by `rules`, with single points replaced by `options`.
 
-    Objectives other than "dag" have no rules: they only ask which label is the true one.
+    Objectives other than "dag" have no rules: they need the true label only.
     """
     if settings.get("objective", "dag") != "dag":
         return Rules()

@@ -1,8 +1,8 @@
-"""Shaped examples: an image whose segmentation becomes a map of our choice (paper, section 3.4 and Figure 2).
+"""Shaped examples: an image whose segmentation becomes a chosen map (paper, section 3.4 and Figure 2).
 
-The same attack as ever with other targets: every pixel is one, its adversarial label l'_n is what the wanted map
-has there, and it is active while the prediction is another.  Started from a natural image this makes an
-adversarial image, started from uniform noise a fooling image.
+The same attack with other targets: all pixels are targets, the adversarial label l'_n is the label in the wanted map,
+and a pixel is active while its prediction differs from it.  Started from a natural image this gives an adversarial
+image, started from uniform noise a fooling image.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ KIND = "shapes"
 
 
 def wanted_map(shape: str, height: int, width: int, label: int, size: float = 0.6, ground: int = 0) -> NDArray:
-    """A label map with one shape on background, or on what is to be around it.
+    """A label map with one shape on background or on another class.
 
     Parameters
     ----------
     shape : str
-        "circle" or "square", in the middle of the image, or "strips", four of them, vertical: of nine bands
-        of equal width every second one.
+        "circle" or "square", in the middle of the image, or "strips": four vertical ones, every
+        second of nine bands of equal width.
     height, width : int
         H and W of the image.
     label : int
         Class id of the shape.
     size : float
-        Diameter of the circle and side of the square as a share of the shorter side, in (0, 1]; the strips
-        have no use for it.
+        Diameter of the circle and side of the square as a share of the shorter side, in (0, 1]; unused for
+        strips.
     ground : int
         Class id around the shape.
 
@@ -89,7 +89,8 @@ def reach(
     """Attack an image until the network labels it as wanted.
 
     The rules are those of the authors' demo: the current prediction of a pixel is pushed down, background pixels
-    are targets like all others, and the attack ends when the share `stop` of all pixels is not yet as wanted.
+    are targets like all others, and the attack ends when at most the share `stop` of all pixels differs from the wanted
+    map.
 
     Parameters
     ----------
@@ -103,9 +104,9 @@ def reach(
     stop : float
         In [0, 1].
     name : str
-        What errors call the image.
+        Name of the image in messages.
     device : str
-        Where the network is.
+        Device of the network.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def reach(
     columns = np.zeros(256, np.int64)
     columns[list(network.labels)] = np.arange(len(network.labels))
     adversarial = torch.from_numpy(columns[wanted.ravel()]).to(device)
-    # l_n is not looked at: what is pushed down is the prediction
+    # l_n is unused: the prediction is pushed down
     problem = Problem(
         torch.from_numpy(image).to(device),
         torch.zeros_like(adversarial),
@@ -150,7 +151,7 @@ def shape(
     device: str = "cpu",
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
-    """Bring every start image into every shape, and store what came out.
+    """Attack every start image towards every shape and store the results.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def attack_image(
     network : Network
         A segmenter or detector, e.g. of `dag.networks.building.build`.
     image : array_like (H, W, 3)
-        RGB, 0..255, as PIL and imageio give it.
+        RGB, 0..255, as read by PIL or imageio.
     truth : array_like of int (H, W), or Objects
         Label map, 255 = void; for a detector the objects (`dag.data.truths.Objects`).
     attack : str or dict
@@ -61,7 +61,7 @@ def attack_image(
     Raises
     ------
     ValueError
-        If the image or the attack is not as said above, or settings contradict each other.
+        If the image or the attack is invalid, or settings contradict each other.
     """
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3:

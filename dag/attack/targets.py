@@ -118,7 +118,7 @@ def segmentation_targets(
     rng: np.random.Generator,
     ground: int | None = 0,
 ) -> Targets:
-    """Every pixel whose true class is foreground; void pixels never.
+    """Every pixel whose true class is foreground; void pixels are never targets.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def segmentation_targets(
     rule : str
         "derangement" or "absent".
     background : bool
-        Authors' demo: background pixels are targets as well, and background is what they shall be.
+        Authors' demo: background pixels are targets as well, with background as their wanted label.
     ground : int or None
         Class id of the background; None: every class is foreground.
 

@@ -1,1 +1,1 @@
-"""What victims see under every perturbation, and how well they still do."""
+"""Predictions of the victims under every perturbation, and their scores."""

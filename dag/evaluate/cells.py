@@ -1,9 +1,9 @@
-"""Cells: one (perturbation, pixels) pair shown to one victim, and which of them are on disk already.
+"""Cells: one (perturbation, pixels) pair shown to one victim, and the cache of their predictions.
 
 A job computes all missing cells of a table on one shard, because starting a process per cell would
-cost more than the cells.  The cells themselves are a store that tables share: a cell is keyed by the digest
-of all that determines it (its header), and one that is there with the right key is kept.  So a new row or
-column computes its own cells and no others, and one table alone computes nothing that it does not show.
+cost more than the cells.  Cells are shared by tables: a cell is keyed by the digest of everything that
+determines it (its header), and an existing one with the right key is kept.  A new row or column
+therefore computes only its own cells, and a single table only those that it shows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cell:
     header: dict
 
     def done(self) -> bool:
-        """Whether the wanted predictions are on disk; anything else found there will be replaced."""
+        """Whether up-to-date predictions are on disk; stale ones will be replaced."""
         try:
             return store.read_header(self.path, "predictions")["key"] == store.key(self.header)
         except ValueError:
@@ -66,14 +66,14 @@ def cells_of(
     Parameters
     ----------
     folder : Path
-        Where predictions of the image set lie.
+        Folder of the predictions of the image set.
     victim, shard : str
     sources : mapping
         Shard of every perturbation by name; None for `none`.
     pixels : list of str
         Of the same kind.
     identity : mapping
-        What determines the predictions besides the perturbation: network, weights, images, code.
+        Everything that determines the predictions except the perturbation: network, weights, images, code.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def cells_of(
 
 
 def write_manifest(path: Path, cells: list[Cell]) -> None:
-    """Record which prediction shards a table is made of, and their keys."""
+    """Record the prediction shards of a table and their keys."""
     entries = [
         {
             "victim": cell.victim,
@@ -111,7 +111,7 @@ def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:
     Raises
     ------
     ShardError
-        If a shard is missing or is not the one that the manifest names; see `recomputed`.
+        If a shard is missing or stale; see `recomputed`.
     """
     try:
         entries = json.loads(Path(path).read_text())["cells"]
@@ -128,15 +128,15 @@ def read_manifest(path: Path) -> dict[tuple[str, str, str], Path]:
 
 @contextmanager
 def recomputed(*manifests: Path) -> Iterator[None]:
-    """Have the next run compute a cell that a job finds missing or damaged.
+    """Make the next run recompute a cell that a job finds missing or damaged.
 
-    Snakemake does not know of single cells: while the manifest stands, it takes all of them for made.  So a cell
-    that cannot be read is deleted together with the manifests that name it.
+    Snakemake knows the manifest only, and takes all its cells for done while it exists.  So a cell that cannot be
+    read is deleted together with the manifests that name it.
 
     Raises
     ------
     ValueError
-        In place of a `ShardError` of a cell; one of another file passes.
+        Instead of the `ShardError` of a cell; those of other files are passed on.
     """
     try:
         yield
@@ -162,12 +162,12 @@ def _named(manifest: Path) -> set[str]:
 
 
 def check_images(manifest: Path, contents: Mapping[str, str]) -> None:
-    """Refuse predictions of other images than those that are there now.
+    """Refuse predictions of images that have changed since.
 
     Parameters
     ----------
     manifest : Path
-        Of one shard; one job has seen its images for all cells.
+        Of one shard, whose cells were all computed from the same images.
     contents : mapping
         {"image": digest of its images}, see `dag.workflow.contents.digests`.
 

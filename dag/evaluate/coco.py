@@ -1,8 +1,8 @@
 """COCO average precision, AP@[.5:.95], for the set and for bootstrap resamples of its images.
 
-pycocotools compares detections with objects, image by image.  Its accumulation is repeated here with a weight for
-every image, as in `dag.evaluate.metrics`: a resample is the score that pycocotools gives for a set in which each image
-stands as often as it was drawn (copies of a detection one after the other), and only the counting is done again.
+pycocotools matches detections with objects, image by image.  Its accumulation is reimplemented here with a weight for
+every image, as in `dag.evaluate.metrics`: the score of a resample is that of pycocotools on a set with copies of the
+drawn images (copies of a detection in sequence), and only the counting is repeated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dag.evaluate.metrics import check_weights
 
-# Detections of an image that count, of each class.
+# Largest number of detections of a class in an image that count.
 MOST = 100
 _RECALLS = np.linspace(0, 1, 101)
 _CHUNK = 2**22  # weights gathered at a time: 32 MiB
@@ -26,7 +26,7 @@ _CHUNK = 2**22  # weights gathered at a time: 32 MiB
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """What the average precision of one class needs to know of N images, best score first.
+    """Matches of one class in N images, for its average precision; best score first.
 
     Attributes
     ----------
@@ -47,8 +47,8 @@ class ClassMatches:
 def match_coco(truths: Sequence, detections: Sequence) -> dict[int, ClassMatches]:
     """Compare detections with objects by the rules of COCO, class by class.
 
-    A difficult object is a crowd: it need not be found, and detections that lie in it do not count.  The last pixel
-    belongs to a box, as everywhere here, so a box is `x_max - x_min + 1` wide.
+    A difficult object is treated as a crowd: it need not be found, and detections inside it do not count.  The last
+    pixel belongs to a box, as everywhere here, so a box is `x_max - x_min + 1` wide.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def match_coco(truths: Sequence, detections: Sequence) -> dict[int, ClassMatches
     if len(truths) != len(detections):
         raise ValueError(f"{len(truths)} images have objects but {len(detections)} have detections; give both for each")
     labels = sorted({int(label) for truth in truths for label in truth.labels})
-    with redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         true = _annotations(labels, truths, lambda truth, row: {"iscrowd": int(truth.difficult[row])})
         seen = _annotations(labels, detections, lambda found, row: {"score": float(found.scores[row])})
         evaluation = COCOeval(true, seen, "bbox")
@@ -96,7 +96,8 @@ def coco_scores(matches: dict[int, ClassMatches], weights: np.ndarray | None = N
     -------
     dict
         `COCO AP` (B,): mean over classes and IoU thresholds of the precision at 101 recalls, in percent; a class
-        without (not difficult) objects is left out of the mean, in every resample anew.  `per_class`: {class: (B,)}.
+        without (not difficult) objects is left out of the mean, separately in every resample.  `per_class`: {class:
+        (B,)}.
 
     Raises
     ------
@@ -122,8 +123,8 @@ def coco_scores(matches: dict[int, ClassMatches], weights: np.ndarray | None = N
 def _average_precision(known: ClassMatches, weights: np.ndarray) -> np.ndarray:
     """Mean over the IoU thresholds of one class, (B,) in [0, 1]; NaN without objects.
 
-    A copy of a false positive lowers the precision, and one of a true positive raises it, so the curve of the copies
-    has the same envelope as its points after all copies of a true positive.
+    Copies of a false positive lower the precision and copies of a true positive raise it, so the points after all
+    copies of each true positive have the same envelope as the curve with every copy.
     """
     objects = weights @ known.objects
     copies = weights[:, known.images]
@@ -146,7 +147,7 @@ def _average_precision(known: ClassMatches, weights: np.ndarray) -> np.ndarray:
 
 
 def _class_matches(images: list[dict | None]) -> ClassMatches:
-    """Of what pycocotools knows of one class in every image; None: neither objects nor detections."""
+    """From pycocotools' records of one class in every image; None: neither objects nor detections."""
     objects = [0 if one is None else int((1 - np.asarray(one["gtIgnore"])).sum()) for one in images]
     found = [(number, one) for number, one in enumerate(images) if one is not None]
     if not found:

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 def pooled(draws: Sequence[NDArray], rng: np.random.Generator) -> NDArray:
     """Mean over the draws of a score, plain and in every resample of the images.
 
-    To the mean of a resample is added by how much the plain mean changes when the draws are drawn as well,
-    with replacement, stretched by sqrt(N / (N - 1)): so the variance over the resamples is that of the mean over the
-    images, plus s^2 / N with the unbiased variance s^2 of N draws.
+    The mean of every resample is shifted by the change of the plain mean when the draws are resampled too, with
+    replacement, times sqrt(N / (N - 1)).  The variance over the resamples is then that over the images plus s^2 / N,
+    with the unbiased variance s^2 of N draws.
 
     Parameters
     ----------
     draws : sequence of ndarray (1 + resamples,)
         One per draw: the plain score first, then one per resample; at least two.
     rng : numpy.random.Generator
-        Seeded alike for all metrics and cells, so that they stay paired.
+        With the same seed for all metrics and cells, so that they stay paired.
     """
     scores = np.stack(draws)
     number, resamples = len(scores), scores.shape[1] - 1

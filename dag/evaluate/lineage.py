@@ -1,4 +1,4 @@
-"""What carries a perturbation from one network to another: mean losses over pairs that are related in one way.
+"""Transfer between related networks: mean losses over pairs with the same relation.
 
 Two uncertainties are kept apart.  Other images: all pairs are scored on the same resamples of the images, and the mean
 over the pairs is taken in each.  Other networks: lineages are drawn with replacement, with all pairs within and
@@ -17,20 +17,20 @@ from dag.networks.likeness import Likeness
 from dag.workflow.names import parse
 from dag.workflow.seeds import generator
 
-# What two networks, source and victim, may be to each other; "lineage" gathers those of one lineage.  Matched are pairs
-# that differ in what parents and their children differ in (the resolution, say), which may matter by itself.
+# Relations of source and victim; "lineage" includes all pairs of one lineage.  Matched pairs differ in the arguments
+# in which children differ from their parents (e.g. the resolution), which may matter by themselves.
 OWN, TO_CHILD, TO_PARENT, LINEAGE = "white box", "parent to child", "child to parent", "same lineage"
 ARCHITECTURE, OTHER = "same architecture, other lineage", "other architecture"
 MATCHED = "same architecture, matched"
 RELATIONS = (OWN, TO_CHILD, TO_PARENT, LINEAGE, MATCHED, ARCHITECTURE, OTHER)
-# Means that are compared: what the first carries beyond the second.
+# Differences of means that are reported.
 DIFFERENCES = ((LINEAGE, MATCHED), (LINEAGE, ARCHITECTURE), (ARCHITECTURE, OTHER), (TO_CHILD, TO_PARENT))
-# What else is known of a pair: correlation of weights, agreement of clean label maps in percent, perceptibility.
+# Covariates of a pair: correlation of weights, agreement of clean label maps in percent, perceptibility.
 LIKENESS = ("correlation", "pixels_agree", "objects_agree", "perceptibility")
 
 
 def relations(source: str, victim: str, kin: Mapping[str, Mapping]) -> set[str]:
-    """What a source is to a victim.
+    """Relations of a source to a victim.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def relations(source: str, victim: str, kin: Mapping[str, Mapping]) -> set[str]:
     if kin[source]["family"] != kin[victim]["family"]:
         return {OTHER}
     changed, (one, two) = _changed(kin), (kin[name]["arguments"] for name in (source, victim))
-    # an argument that both leave out has its default for both
+    # an argument that neither gives has the same default
     return {ARCHITECTURE} | ({MATCHED} if changed and all(one.get(key) != two.get(key) for key in changed) else set())
 
 
@@ -60,21 +60,21 @@ def _changed(kin: Mapping[str, Mapping]) -> set[str]:
 
 
 def in_common(first: Mapping, second: Mapping) -> list[str]:
-    """Which of family, lineage and arguments of the architecture (width, size) two networks share."""
+    """Shared properties of two networks: family, lineage, arguments of the architecture (width, size)."""
     shared = [key for key in ("family", "lineage") if first[key] == second[key]]
     arguments = first["arguments"], second["arguments"]
     return shared + [key for key in arguments[0] if arguments[0][key] == arguments[1].get(key)]
 
 
 def attack_of(perturbation: str) -> str:
-    """An attack without its network: "dag", "cospgd-8", "dag.p-4"."""
+    """Attack of a perturbation, without the network: "dag", "cospgd-8", "dag.p-4"."""
     recipe = parse(perturbation)
     variant = recipe.sources[0].partition("@")[2] or "dag"
     return variant + (f".p-{recipe.scale}" if recipe.scale else "")
 
 
 def agreement(first: Iterable[NDArray], second: Iterable[NDArray], ground: int | None) -> dict[str, float | None]:
-    """How alike two networks label images, in percent, mean over the images.
+    """Agreement of the label maps of two networks in percent, mean over the images.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def agreement(first: Iterable[NDArray], second: Iterable[NDArray], ground: int |
     Returns
     -------
     dict
-        pixels_agree: share of the pixels that have one label in both maps; objects_agree: the same of the pixels that
-        at least one of them takes for an object, over the images that have such (None if none has).
+        pixels_agree: share of the pixels with the same label in both maps; objects_agree: the same among the pixels
+        that at least one map labels as an object, over the images with such pixels (None if there are none).
     """
     pixels, objects = [], []
     for a, b in zip(first, second, strict=True):
@@ -107,7 +107,7 @@ def pairs(
     weights: Mapping[frozenset, Likeness],
     labels: Mapping[frozenset, Mapping],
 ) -> list[dict]:
-    """Every perturbation of one source, and every victim that saw it.
+    """All pairs of a perturbation of one source and a victim.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def pairs(
     list of dict
         perturbation, source, attack, victim, pixels, relations, in_common, lineages (of source and victim); drop
         (points) and lost (percent of the clean score), ndarrays (1 + R,); clean (percent), layers and of (how many
-        were compared), and `LIKENESS`, None where it is not known.
+        were compared), and `LIKENESS`, None if unknown.
     """
     found = []
     for (victim, name, pixels), (score, known) in scores.items():

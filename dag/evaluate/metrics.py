@@ -1,12 +1,12 @@
 """mIoU and PASCAL VOC average precision, for the set and for bootstrap resamples of its images.
 
-Both metrics are functions of what every image contributes (a confusion matrix; matched
+Both metrics are functions of per-image statistics (a confusion matrix; matched
 detections), so a resample is a vector of image weights: an image with weight w counts as w
 copies of it.  All scores are evaluated for a matrix of weights (B, N) at once; a single row of
 ones is the plain score.  The same weights for every cell of a table make differences paired.
 
-Scores are percentages.  Columns of `per_class` are class ids; NaN means that the class takes
-no part in the mean.
+Scores are percentages.  Columns of `per_class` are class ids; NaN marks classes that are
+excluded from the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from dag.data.classes import OTHER, VOC, VOID, ClassList
 
-SURE = 0.5  # detections with a lower score are not drawn, and find nothing where objects are counted
+SURE = 0.5  # detections with a lower score are not drawn and do not count for `objects_found`
 _CHUNK = 2**22  # weights gathered at a time: 32 MiB
 
 
@@ -133,7 +133,7 @@ def segmentation_scores(
 
 @dataclass(frozen=True)
 class Matches:
-    """What VOC average precision needs to know of N images, sorted by class, best score first.
+    """Matches of N images for VOC average precision, sorted by class, best score first.
 
     Detections that fell on a `difficult` object are left out: they do not count.
 
@@ -200,9 +200,9 @@ def match_detections(
 def detection_scores(matches: Matches, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """VOC mean average precision of a set of images.
 
-    The precision-recall curve has a point wherever a score threshold can cut; detections of
-    equal score cannot be told apart and share one point, so that no order needs to be invented.
-    A class without (not difficult) objects is left out of the mean, in every resample anew.
+    The precision-recall curve has one point per distinct score: detections of equal score share a
+    point, so that their order does not matter.
+    A class without (not difficult) objects is left out of the mean, separately in every resample.
 
     Parameters
     ----------
@@ -255,8 +255,8 @@ def _average_precision(
 ) -> tuple[np.ndarray, np.ndarray]:
     """11-point and area AP of one class, each (B,) in [0, 1]; NaN without objects.
 
-    Precision can only rise where there is a hit, so the curve is taken at groups of equal score
-    that hold one: a few hundred points instead of all detections.
+    Precision rises only at a hit, so the curve is evaluated at the groups of equal score with a
+    hit: a few hundred points instead of all detections.
     """
     objects = weights @ counts
     absent = np.where(objects > 0, 0.0, np.nan)
@@ -284,7 +284,7 @@ def _average_precision(
 def _match(
     truth, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and hits of the detections of one image that count."""
+    """Labels, scores and hits of the counted detections of one image."""
     order = np.argsort(-scores, kind="stable")
     boxes, labels, scores = boxes[order], labels[order], scores[order]
     if len(truth.labels) == 0:
@@ -343,12 +343,12 @@ def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; NaN of nothing."""
+    """part / whole; NaN if whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is not NaN; NaN where there is nothing."""
+    """Mean over the last axis, ignoring NaN; NaN if all are."""
     present = ~np.isnan(values)
     count = present.sum(-1)
     total = np.where(present, values, 0).sum(-1)

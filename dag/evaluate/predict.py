@@ -1,4 +1,4 @@
-"""One job of the evaluation: the predictions of the victims of a table on one shard, under many perturbations."""
+"""The job `predict`: predictions of the victims of a table on one shard, under many perturbations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from dag.workflow import store
 from dag.workflow.overlap import ahead
 from dag.workflow.seeds import generator
 
-# Variants of an image that share a pass.  A CPU gains nothing by more than one.
+# Variants of an image that share a pass; on a CPU more than one gains nothing.
 BATCH = {"cpu": 1, "cuda": 8, "mps": 8}
-# Cells and perturbations that are open at once: they bound the files of a process and what it holds of an image.
+# Cells and perturbations that are open at once; bounds for open files and memory.
 MOST_CELLS, MOST_PERTURBATIONS = 128, 16
-# Passes whose results are not stored yet, at most.
+# Largest number of passes whose results are not stored yet.
 PENDING = 8
 
 
@@ -47,17 +47,16 @@ def predict(
     batch: int | None = None,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> Counter[str]:
-    """Show every image under every perturbation to the victims and store their predictions.
+    """Predict every image under every perturbation with all victims, and store the predictions.
 
-    Image by image: it is read once, and so is each of its perturbations; pixels are made on the device.  What comes
-    next is read, and what came last is stored, while the networks work.  At most one image with
-    `MOST_PERTURBATIONS` perturbations, and the next, are held.
+    Each image and each of its perturbations is read once; pixels are computed on the device.  Reading the next image
+    and storing the last predictions overlap with the networks.  At most two images with `MOST_PERTURBATIONS`
+    perturbations each are in memory.
 
     Variants of an image (perturbations x pixels) fill batches of a fixed size, the last one with copies: a
     prediction must not depend on which other cells a run happens to compute, and on a GPU the size of a batch chooses
-    the kernels.  Detectors that do not say that their images are `independent` see one at a time.
-    So do networks that draw random numbers; each of their passes is seeded
-    by victim, cell and image.
+    the kernels.  Detectors that do not declare their images `independent` see one at a time,
+    and so do networks that draw random numbers; each of their passes is seeded by victim, cell and image.
 
     Parameters
     ----------
@@ -68,34 +67,34 @@ def predict(
     ids : sequence of str
         Images of the shard.
     cells : sequence of Cell
-        Cells of these victims; those that are done by now are kept.
+        Cells of these victims; finished ones are kept.
     matches : mapping of str to Match, optional
         Of the classes of every victim and of the image set, whose ids are stored; by default both are the same.
     seed : int
-        Of the random numbers of victims that draw some.
+        Seed of victims that draw random numbers.
     batch : int, optional
         Variants that share a pass; by default that of `BATCH`.  It is halved if it does not fit into the memory of
         the device.
     progress : callable
-        Wraps what it is given, images that are done (once per group of cells) and their number.
+        Wraps an iterable of finished images (once per group of cells); called with it and their number.
 
     Returns
     -------
     Counter
-        Number of cells of every victim that were computed here; another job may have done the others meanwhile.
+        Number of cells of every victim that were computed here; other jobs may have computed the rest.
 
     Raises
     ------
     ValueError
         If a perturbation cannot be read or one image does not fit into the memory of the device.
     OSError
-        If the disk is full; what was stored before stays.
+        If the disk is full; predictions stored before are kept.
 
     Notes
     -----
     Segmentation stores uint8 (H, W) class ids; detection stores float32 (D, 6) rows
-    (x_min, y_min, x_max, y_max, class id, score).  The attributes repeat what is known of the
-    perturbation: perceptibility and largest value, measured on the stored array, and the passes that it took.
+    (x_min, y_min, x_max, y_max, class id, score).  The attributes copy those of the
+    perturbation: perceptibility and largest value, measured on the stored array, and its number of passes.
     """
     most = BATCH[torch.device(device).type] if batch is None else batch
     sizes = {name: most if _shares(network) else 1 for name, network in networks.items()}
@@ -109,7 +108,7 @@ def predict(
             done, busy = yield from _group(networks, read, ids, group, seed, device, sizes, matches or {}, wait=False)
             computed.update(cell.victim for cell in done)
             others += busy
-        # what other jobs were computing: they were not waited for while there was work
+        # cells that other jobs were computing; waited for last
         for cell in others:
             done, _ = yield from _group(networks, read, ids, [cell], seed, device, sizes, matches or {}, wait=True)
             computed.update(cell.victim for cell in done)
@@ -121,7 +120,7 @@ def predict(
 
 
 def _shares(network: Network) -> bool:
-    """Whether variants of an image may share a pass: what is said of one must not depend on the others."""
+    """Whether variants of an image may share a pass, i.e. predictions do not depend on each other."""
     return not is_stochastic(network) and (network.task == "segmentation" or getattr(network, "independent", False))
 
 
@@ -187,7 +186,7 @@ def _group(
                     perturbations[name] = store.get(files[name], image_id, (*known, "passes")) if files[name] else clean
                 yield image_id, image, perturbations
 
-        # Entered last, so that all that was handed to the thread is with the shards when these are closed.
+        # Entered last, so that the thread has finished writing when the shards are closed.
         pool, pending = stack.enter_context(ThreadPoolExecutor(1)), deque()
         for image_id, image, perturbations in ahead(images()):
             variant = _variants(image, perturbations, device)
@@ -223,14 +222,14 @@ def _put(
     known: list[dict],
     match: Match | None,
 ) -> None:
-    """Store what the victim said about the variants of an image, when the device has computed it."""
+    """Store the predictions of a victim for the variants of an image, once the device has computed them."""
     arrays = found.cpu().numpy() if isinstance(found, Tensor) else [rows_of(one) for one in found]
     for shard, array, attributes in zip(shards, arrays, known, strict=True):
         shard.put(image_id, array if match is None else for_image_set(array, match), attributes)
 
 
 def _settle(pending: deque[Future], most: int) -> None:
-    """Wait until at most so many are left; raises what went wrong in the thread."""
+    """Wait until at most `most` are left; raises errors of the thread."""
     while len(pending) > most:
         pending.popleft().result()
 
@@ -238,7 +237,7 @@ def _settle(pending: deque[Future], most: int) -> None:
 def _variants(
     image: NDArray, perturbations: Mapping[str, tuple[NDArray, dict]], device: str
 ) -> Callable[[str, str], Tensor]:
-    """What the victims see of an image, made when it is asked for: `dag.attack.arithmetic.apply` on the device."""
+    """Perturbed versions of an image, computed on demand: `dag.attack.arithmetic.apply` on the device."""
     pinned = torch.device(device).type == "cuda"
 
     def moved(array: NDArray) -> Tensor:
@@ -257,7 +256,7 @@ def _variants(
         return (clean() + moved(r)).clamp_(0, 255)
 
     @cache
-    def variant(name: str, pixels: str) -> Tensor:  # no function here refers to itself: all is freed with the image
+    def variant(name: str, pixels: str) -> Tensor:  # no reference cycle, so everything is freed with the image
         if pixels == "float":
             return perturbed(name)
         if pixels == "8-bit":
@@ -269,7 +268,7 @@ def _variants(
 
 @contextmanager
 def _naming(cells: Sequence[Cell], image_id: str, image: NDArray) -> Iterator[None]:
-    """Name the image in the sentence of a job that runs out of memory or is stopped."""
+    """Add the image's name to the message of a job that runs out of memory or is stopped."""
     victim, where = cells[0].victim, "image {} ({} x {} pixels)".format(image_id, *image.shape[1:])
     try:
         yield
@@ -286,7 +285,7 @@ def _naming(cells: Sequence[Cell], image_id: str, image: NDArray) -> Iterator[No
 
 @contextmanager
 def _seeded(network: Network, cell: Cell, image_id: str, seed: int) -> Iterator[None]:
-    """Have a network that draws random numbers draw the same ones for a cell and an image whenever it sees them."""
+    """Seed a network that draws random numbers by cell and image."""
     if not is_stochastic(network):
         yield
         return

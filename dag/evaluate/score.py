@@ -26,7 +26,7 @@ from dag.evaluate.worst import worst_confusions, worst_detections
 from dag.workflow.names import CONTROLS, parse
 from dag.workflow.seeds import generator
 
-# Score and companion by task, and what else is known of every cell.
+# Score and companion by task, and further fields of every cell.
 METRICS = {"segmentation": ("mIoU", "foreground mIoU"), "detection": ("mAP", "area mAP")}
 COCO_AP = "COCO AP"  # the other companion of detectors
 ALSO = {"segmentation": ("image mIoU", "pixel accuracy"), "detection": ("objects found",)}
@@ -61,7 +61,7 @@ def score(
         Of the bootstrap over images.  All cells and victims of an image set share the resamples,
         so differences between cells are paired.
     missing : iterable of str
-        Ids of the images whose shards are given up: on record, not scored.
+        Ids of the images whose shards are given up: recorded, not scored.
     worst : mapping, optional
         {victim: {name: perturbations}}: the worst of several perturbations is a cell of its own under this name,
         see `dag.evaluate.worst`.
@@ -159,7 +159,7 @@ def resampled_scores(
     reader: Reader = VOC_LAYOUT,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[tuple[str, str, str], tuple[NDArray, dict]]:
-    """Score of every cell in every resample: what comparisons of many cells are made of.
+    """Score of every cell in every resample, for comparisons of many cells.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def clean_scores(
     threshold: float = 0.5,
     reader: Reader = VOC_LAYOUT,
 ) -> NDArray:
-    """How well every victim does on every clean image, each taken as a set of its own.
+    """Score of every victim on every single clean image.
 
     Parameters
     ----------
@@ -273,13 +273,13 @@ def _cells(values: dict, classes: ClassList) -> list[dict]:
 
 
 def _weights(images: int, resamples: int, seed: int) -> NDArray:
-    if images == 1:  # its resamples are all alike: of its errors nothing is known
+    if images == 1:  # all resamples are equal, so errors are unknown
         resamples = 0
     return bootstrap_weights(images, resamples, int(generator("bootstrap", seed).integers(2**31)))
 
 
 def _compared(task: str, truth: Truth, predictions: list[NDArray]) -> NDArray | list[SimpleNamespace]:
-    """What each image contributes to the scores: a confusion matrix, or its detections."""
+    """Per-image statistics for the scores: confusion matrices, or detections."""
     if task == "segmentation":
         count, pairs = len(truth.classes.names), zip(truth.images, predictions, strict=True)
         return np.stack([confusion_matrix(*pair, classes=count, other=truth.other) for pair in pairs])
@@ -312,7 +312,7 @@ def _worst(task: str, truth: Truth, compared: Sequence, rng: np.random.Generator
         seen = [compared[attack][image] for image, attack in enumerate(chosen)]
         return float(detection_scores(truth.matches(seen))["score"][0])
 
-    # The mAP of a set is no mean over images either: not above the lowest single attack.
+    # The mAP of a set is not a mean over images either: keep the lowest single attack if it is lower.
     single = [np.full(len(truth.images), attack) for attack in range(len(compared))]
     return min([worst_detections(np.array(scores), np.array(false)), *single], key=of_set)
 

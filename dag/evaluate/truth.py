@@ -1,4 +1,4 @@
-"""What the predictions of a victim are compared with: what is annotated, or what it says of the clean images."""
+"""The reference of a victim's scores: annotations, or its predictions on the clean images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dag.evaluate.metrics import Matches, match_detections
 
 @dataclass(frozen=True)
 class Truth:
-    """What the predictions of one victim are compared with: one truth per image, in ids of the image set's classes.
+    """Reference of one victim: one truth per image, in ids of the image set's classes.
 
     `other`: whether the victim predicts classes that the image set does not have.  `ignored`: {class that it does not
     know: pixels or objects that do not count}.
@@ -39,19 +39,19 @@ class Truth:
 def truths_of(
     reader: Reader, images: list[tuple[Path, str]], networks: Mapping[str, Mapping], shards: list
 ) -> dict[str, Truth]:
-    """For every victim the annotated truth without what it does not know, or what it says of the clean images.
+    """Annotations without classes that the victim does not know, or its predictions on the clean images.
 
     Parameters
     ----------
     reader, images, networks
         As of `dag.evaluate.score.score`.
     shards : list
-        What `read_manifest` returns, one per shard.
+        From `read_manifest`, one per shard.
 
     Raises
     ------
     ValueError
-        If a truth cannot be read, or there is none and a detector finds nothing in the clean images.
+        If a truth cannot be read, or there is none and a detector finds no object in the clean images.
     """
     classes, found, annotated = reader.classes, {}, {}
     for victim, entry in networks.items():

@@ -11,17 +11,17 @@ from dag.evaluate.metrics import mean_iou
 def worst_confusions(confusions: NDArray, rng: np.random.Generator) -> NDArray:
     """Choose an attack for every image so that the mIoU of the set is low.
 
-    mIoU is not a mean over images, so the worst attack on each image need not be the worst for the set.  Begin with
-    the attack of the lowest mIoU; walk the images in random order and take, for each, the attack that lowers the mIoU
-    of the set most; until a walk changes nothing (Croce et al., ECCV 2024).  It cannot end above the lowest single
-    attack.
+    mIoU is not a mean over images, so the worst attack on each image need not be the worst for the set.  Start from
+    the attack with the lowest mIoU; visit the images in random order and choose, for each, the attack that lowers the
+    mIoU of the set most; repeat until nothing changes (Croce et al., ECCV 2024).  The result is never above the lowest
+    single attack.
 
     Parameters
     ----------
     confusions : ndarray of integers (A, N, C, C)
         Of A attacks on N images, see `dag.evaluate.metrics.confusion_matrix`.
     rng : Generator
-        Of the order.
+        Generator of the order.
 
     Returns
     -------
