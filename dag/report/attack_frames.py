@@ -17,9 +17,9 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per perturbation and image set: row_label, image_set, images, missing (ids of the images that
-        were given up), pixels, perceptibility (mean of p over the images), linf (largest |r|, grey levels), and
-        paper_p if a frame has it.
+        One row per perturbation and image set (one more for the mean over draws): row_label, image_set, images,
+        missing (ids of given-up images), pixels, perceptibility (mean of p over the images), linf (largest |r|, grey
+        levels), and paper_p if a frame has it.
 
     Raises
     ------
@@ -27,14 +27,17 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
         If two victims report different values for the same perturbation of the same images.
     """
     records = []
-    for (name, image_set), cells in groups(frame[frame.group != "none"], ["perturbation", "image_set"]):
+    # a table that repeats attacks shows the mean over its draws, another one the first draw
+    frame = frame.assign(draws=frame.draws.fillna(1) if "draws" in frame else 1)
+    for (name, image_set, draws), cells in groups(frame[frame.group != "none"], ["perturbation", "image_set", "draws"]):
         values = cells.perceptibility
         if values.max() - values.min() > 1e-3 * values.max():
             raise ValueError(
                 f"perturbation {name!r} has perceptibility {values.min():.3g} to {values.max():.3g} on {image_set}, "
                 "depending on the victim; some scores are of an older perturbation: compute them again"
             )
-        records.append(cells.iloc[0])
+        label = cells.row_label.iloc[0] + (f" (mean of {draws:.0f} draws)" if draws > 1 else "")
+        records.append(cells.iloc[0].to_dict() | {"row_label": label})
     columns = ["row_label", "image_set", "images", "missing", "pixels", "paper_p", "perceptibility", "linf"]
     known = [column for column in columns if column in frame]
     return pd.DataFrame(records, columns=known).reset_index(drop=True)

@@ -509,6 +509,19 @@ def test_stale_perceptibility_is_an_error(scores):
         attack_frames.perceptibility(frame)
 
 
+def test_perceptibility_of_a_single_draw_and_of_the_mean_over_several(scores):
+    """Two white-box tables, one of which repeats the attack: both values are shown."""
+    single = frames.white_box(scores[:1], ["zf"], "float")
+    own = next(cell for cell in scores[0]["cells"] if cell["perturbation"] == "zf")
+    own.update(draws=3, perceptibility=0.01)
+    table = attack_frames.perceptibility(pd.concat([single, frames.white_box(scores[:1], ["zf"], "float")]))
+    visible = table[~table.row_label.str.contains("permuted")]
+    assert dict(zip(visible.row_label, visible.perceptibility, strict=True)) == {
+        "FR-ZF": 0.0083,
+        "FR-ZF (mean of 3 draws)": 0.01,
+    }
+
+
 def test_statuses_reject_what_they_do_not_know():
     source = {"source": "zf", "label": "FR-ZF", "task": "detection", "records": [record("stuck", 1, 1)]}
     with pytest.raises(ValueError, match="source 'zf' has images of status"):
