@@ -55,7 +55,7 @@ def self_tests(
         _planted(planted),
         _falls_to_zero(budgets),
         _never_helps(budgets, "A larger budget never helps the network", "ε"),
-        _never_helps(iterations, "More iterations never help the network", "iterations"),
+        _never_helps(iterations, "More iterations never help the network", "number of iterations"),
     ]
     frame = pd.DataFrame(rows, columns=["claim", "paper", "measure", "value", "verdict"])
     images = [len(source["records"]) for source in sources]

@@ -1,4 +1,4 @@
-"""Score against what an attack may spend: the radius of its budget, or its iterations."""
+"""Score against the budget of an attack: its radius, or the number of iterations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def budget(cells: pd.DataFrame, along: str) -> Figure:
     styles = {name: line_style(number) for number, name in enumerate(attacks)}
     across = min(len(networks), 4)
     down = -(-len(networks) // across)
-    figure = Figure(figsize=(PAGE, 2.15 * down + 0.5), layout="constrained")
+    width = PAGE if across > 1 else PAGE / 2
+    figure = Figure(figsize=(width, 2.15 * down + 0.5), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, squeeze=False)
     values = sorted(set(cells[cells.value > 0].value))
     for axes, network in zip(panels.flat, networks.itertuples(), strict=False):
@@ -52,5 +53,5 @@ def budget(cells: pd.DataFrame, along: str) -> Figure:
         axes.remove()
     figure.supxlabel(_AXES[along], fontsize=7.5)
     handles = [*(Line2D([], [], **styles[name]) for name in attacks), Line2D([], [], color="0.3", linestyle="--")]
-    figure.legend(handles, [*attacks, "clean"], loc="outside upper center", ncols=6)
+    figure.legend(handles, [*attacks, "clean"], loc="outside upper center", ncols=6 if across > 1 else 3)
     return figure
