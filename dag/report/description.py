@@ -90,25 +90,24 @@ OBJECTIVES = {
 _CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
 _SETTINGS = {
-    "ensemble": "on the sum of the losses of these networks, too: {}",
-    "targets": "targets: {}",
-    "steps": "steps by {}",
-    "iterations": "at most {} iterations",
-    "step": "steps of {} grey levels",
-    "budget": "{} norm bounded",
-    "eps": "by {} grey levels",
-    "start": "start: {}",
-    "stop": "stop: {}",
-    "keep": "the {} iterate is kept",
-    "smooth": "gradients smoothed over {} pixels",
-    "diversity": "gradients of images resized and padded at random with probability {}",
-    "scales": "gradients of {} scales",
-    "stages": "stages (multiple of the budget, share of the iterations) {}",
-    "nms": "proposals suppressed above IoU {}",
-    "limit": "at most {} proposals",
-    "overlap": "targets overlap an object by IoU > {}",
-    "confidence": "and give its class a score > {}",
-    "precision": "gradients in {}",
+    "eps": "{budget} norm at most {eps}",
+    "ensemble": "sum of the losses with {ensemble}",
+    "targets": "targets: {targets}",
+    "steps": "update rule {steps}",
+    "step": "step size {step}",
+    "iterations": "at most {iterations} iterations",
+    "start": "{start} start",
+    "stop": "stop: {stop}",
+    "keep": "{keep} iterate kept",
+    "smooth": "gradients smoothed over {smooth} pixels",
+    "diversity": "gradients of images resized and padded at random with probability {diversity}",
+    "scales": "gradients of {scales} scales",
+    "stages": "stages (multiple of eps, share of the iterations) {stages}",
+    "nms": "proposals suppressed above IoU {nms}",
+    "limit": "at most {limit} proposals",
+    "overlap": "targets overlap an object by IoU > {overlap}",
+    "confidence": "and give its class a score > {confidence}",
+    "precision": "gradients in {precision}",
 }
 
 
@@ -330,14 +329,17 @@ def _attacks(config: dict) -> list[dict]:
         objective, members = settings.get("objective", "dag"), config["variants"].get(variant, {}).get("worst_of", [])
         text = RULES[settings["rules"], task] if "rules" in changes and objective == "dag" else ""
         if objective != "dag":
-            text = f"Raises {OBJECTIVES[objective]}."
+            text = f"Maximises {OBJECTIVES[objective]}."
         elif members:
-            text = f"Of {', '.join(members)}, on every image the attack that leaves the fewest targets correct."
+            text = f"On every image the one of {', '.join(members)} that leaves the fewest targets correct."
         elif "perturbation" in settings:
-            text = f"Perturbations of others, read from {settings['perturbation']}."
+            text = f"Imported perturbations, read from {settings['perturbation']}."
+        words = settings | {key: _grey_levels(settings[key]) for key in ("step", "eps") if key in settings}
+        words["budget"] = {"linf": "L∞", "l2": "L2"}.get(settings.get("budget"))
+        words["ensemble"] = ", ".join(plan.printed(config, name) for name in settings.get("ensemble", []))
         said = {
             "text": text,
-            "settings": ", ".join(text.format(changes[key]) for key, text in _SETTINGS.items() if key in changes),
+            "settings": ", ".join(text.format(**words) for key, text in _SETTINGS.items() if key in changes),
             "options": ", ".join(f"{key}: {value}" for key, value in changes.get("options", {}).items()),
         }
         same = next((one for one in attacks if one["variant"] == variant != "" and one.items() >= said.items()), None)
@@ -346,6 +348,10 @@ def _attacks(config: dict) -> list[dict]:
             continue
         attacks.append(said | {"task": task, "variant": variant})
     return attacks
+
+
+def _grey_levels(value: float) -> str:
+    return f"{value:g} grey level{'s' * (value != 1)}"
 
 
 def _is_dag(settings: Mapping) -> bool:

@@ -85,7 +85,7 @@ def test_the_attack_of_every_task_and_the_variants_in_use():
     iterations = {("segmentation", f"{name}-8-{t}") for name in ("pgd", "cospgd") for t in ("t3", "t10")}
     assert set(named[2:]) == changes | budgets | iterations
     assert attacks[0]["text"] == description.RULES["algorithm-1", "segmentation"]
-    assert attacks[0]["settings"] == "at most 200 iterations, steps of 0.5 grey levels"
+    assert attacks[0]["settings"] == "step size 0.5 grey levels, at most 200 iterations"
     by_variant = {attack["variant"]: attack for attack in attacks}
     assert by_variant["algorithm-1"]["text"] == description.RULES["algorithm-1", "detection"]
     # a variant says what differs and nothing more
@@ -155,7 +155,7 @@ def test_where_images_come_from():
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlays_with_images_of_their_own_name_a_kind(name):
     text = yaml.safe_load((ROOT / "config" / name).read_text())
-    assert "kind" in text or "targets" not in text
+    assert "kind" in text or "products" not in text
 
 
 def test_attacks_of_the_family_are_described_from_their_settings():
@@ -163,15 +163,13 @@ def test_attacks_of_the_family_are_described_from_their_settings():
     table = {"title": "", "description": "", "layout": "white-box", "image_set": "mini-test", "sources": rows}
     attacks = described(tables={"mine": table}, figures={}, products=["mine"])["attacks"]
     by_variant = {attack["variant"]: attack for attack in attacks}
-    assert by_variant["pgd-8"]["text"] == "Raises the cross-entropy (PGD)."
-    assert by_variant["pgd-8"]["settings"].startswith(
-        "targets: all, steps by sign, at most 20 iterations, steps of 2 grey"
+    assert by_variant["pgd-8"]["text"] == "Maximises the cross-entropy (PGD)."
+    assert by_variant["pgd-8"]["settings"] == (
+        "L∞ norm at most 8 grey levels, targets: all, update rule sign, step size 2 grey levels, "
+        "at most 20 iterations, uniform start, stop: iterations"
     )
-    assert "linf norm bounded, by 8 grey levels, start: uniform" in by_variant["pgd-8"]["settings"]
-    assert by_variant["sea-4"]["text"].startswith("Of apgd-mce-4, apgd-mce-bal-4, apgd-js-4, on every image")
-    assert (
-        by_variant["dag-2"]["text"] == "" and by_variant["dag-2"]["settings"] == "linf norm bounded, by 2 grey levels"
-    )
+    assert by_variant["sea-4"]["text"].startswith("On every image the one of apgd-mce-4, apgd-mce-bal-4, apgd-js-4")
+    assert by_variant["dag-2"]["text"] == "" and by_variant["dag-2"]["settings"] == "L∞ norm at most 2 grey levels"
 
 
 def test_captions_and_the_page_say_what_a_defence_does():
