@@ -1,1 +1,1 @@
-"""Images and annotations: real ones read and downloaded, the miniature made."""
+"""Images and annotations: readers, downloads, and the miniature."""

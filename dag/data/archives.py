@@ -1,4 +1,4 @@
-"""Unpack archives, or take a single file out of one, so that nothing half done is left and nothing lands elsewhere."""
+"""Unpack archives or extract single files, atomically and never outside the target folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import BinaryIO, NamedTuple
 
 from dag.data.checksums import CHUNK, disk_full_in_words, given_checksums, require_space, sync, verify
 
-# How many members of an archive a sentence names.
+# Members of an archive named in a message.
 NAMED_MEMBERS = 20
-# The longest name of a file that common file systems take, in bytes, and the longest path.
+# Longest file name, in bytes, and longest path of common file systems.
 NAME_BYTES, PATH_BYTES = 255, 4096
 # Deflate, the usual method of zip archives, makes data at most 1032 times smaller.
 DEFLATE_RATIO = 1032
@@ -45,14 +45,14 @@ def unpack(
     Parameters
     ----------
     archives : path or iterable of paths
-        Several archives are laid over each other, as the two of VOC2007 must be.
+        Several archives are merged, as required for the two of VOC2007.
     folder : path
         Folder to make; it must not exist, or be empty.
     members : callable or iterable of str, optional
-        Which members are needed: a function of the member's name, or files and folders of the
+        Needed members: a predicate on the member's name, or files and folders of the
         archives.  Default: all.
     strip : int
-        How many leading folders are cut off the names of the members.
+        Number of leading folders that are stripped from the names of the members.
 
     Raises
     ------
@@ -116,9 +116,9 @@ def extract(
     md5: str | None = None,
     size: int | None = None,
 ) -> str:
-    """Take one file out of an archive, check it, put it at `path` and return its SHA-256.
+    """Extract one file from an archive to `path`, verify it, and return its SHA-256.
 
-    It is streamed and written beside `path` first; nothing else of the archive is written.
+    The file is streamed and written beside `path` first; nothing else is written.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def extract(
         Its path in the archive or the last steps of it, where `*` stands for anything within a step;
         exactly one file must have such a path.
     path : path
-        Where the file shall be, replacing what is there; missing folders are made.
+        Destination, replaced if it exists; missing folders are created.
     sha256, sha256_prefix, sha1, md5, size
         As for `fetch`.
 
@@ -208,11 +208,11 @@ def _entries(archive: Path) -> Iterator[list[_Entry]]:
 def _tar_entries(archive: tarfile.TarFile) -> list[_Entry]:
     try:
         infos = archive.getmembers()
-    except (OSError, OverflowError) as error:  # a position that no file can have
+    except (OSError, OverflowError) as error:  # an impossible file offset
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise tarfile.ReadError("a member claims to be larger than the archive") from error
-    # tarfile takes a damaged header, or the end of the file, for the end of the archive
+    # tarfile treats a damaged header, or the end of the file, as the end of the archive
     rest = iter(lambda: archive.fileobj.read(CHUNK), b"")
     if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE or any(chunk.strip(b"\0") for chunk in rest):
         raise tarfile.ReadError("there is no end mark behind its last member")

@@ -16,7 +16,7 @@ from pathlib import Path
 CHUNK = 1 << 18
 
 
-# The kinds of checksums that a file can be published with.
+# Kinds of published checksums.
 CHECKSUMS = ("sha256", "sha256_prefix", "sha1", "md5")
 
 
@@ -32,7 +32,7 @@ def pin(lock: str | Path, name: str, sha256: str, path: str | Path) -> None:
     sha256 : str
         What `fetch` has returned.
     path : path
-        Where the file lies, for messages.
+        Path of the file, for messages.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def pin(lock: str | Path, name: str, sha256: str, path: str | Path) -> None:
 
 
 def how_to_unpin(lock: str | Path, name: str, path: str | Path) -> str:
-    """What to do about a recorded checksum that another file does not have."""
+    """Advice on a recorded checksum that does not match."""
     return (
         f"bring back the first file or, if that was a wrong one, delete the entry {name} from {lock} and the file "
         f"{path}, and run the workflow again"
@@ -78,10 +78,7 @@ def _read_lock(lock: Path) -> dict[str, str]:
 def given_checksums(
     path: Path, sha256: str | None, sha256_prefix: str | None, sha1: str | None, md5: str | None
 ) -> dict[str, str]:
-    """The given checksums in lower case; one of the wrong length is a slip of the configuration.
-
-    Of SHA-256 it may be the beginning alone.
-    """
+    """The given checksums in lower case; raises ValueError for a wrong length (SHA-256 may be a prefix)."""
     given = {"sha256": sha256, "sha1": sha1, "md5": md5}
     checksums = {name: value.strip().lower() for name, value in given.items() if value}
     for name, value in checksums.items():
@@ -107,7 +104,7 @@ def in_words(name: str, value: str) -> str:
 
 
 def verify(path: Path, checksums: dict[str, str], size: int | None) -> tuple[str, str | None]:
-    """SHA-256 of a file, and what is wrong with it (None: it is the published one)."""
+    """SHA-256 of a file, and the mismatch as text (None if it is the published file)."""
     if not path.is_file():
         return "", "is not a file"
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in {"sha256", *checksums}}

@@ -1,4 +1,4 @@
-"""Lists of classes: what the ids of label maps and objects, and the score columns of networks, are called.
+"""Lists of classes: the names of the ids in label maps and objects, and of the score columns of networks.
 
 A class id is a position in a list.  A network and an image set each have a list of their own; where they meet, classes
 are matched by name (`match`).
@@ -55,7 +55,7 @@ class ClassList:
     ----------
     names : tuple of str
     background : str or None
-        The one of them that stands for everything else; None: every class is foreground.
+        Name of the background class; None: every class is foreground.
     void : tuple of int or str
         Values in label map files of pixels without a class, and colours, "#rrggbb".
     ids : tuple of int
@@ -118,11 +118,11 @@ class ClassList:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """What stands for the classes in label map files."""
+        """Values of the classes in label map files."""
         return self.ids or tuple(range(len(self.names)))
 
     def name(self, label: int) -> str:
-        """What an id of a label map is called, `VOID` and `OTHER` included."""
+        """Name of an id of a label map, including `VOID` and `OTHER`."""
         return self.names[label] if label < len(self.names) else {VOID: "void", OTHER: "other"}[label]
 
     def find(self, name: str) -> int | None:
@@ -235,10 +235,10 @@ def listed(classes: ClassList, most: int = 8) -> str:
 
 @cache
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes on black, RGB in 0..255, that people of any colour vision tell apart, as far as can be.
+    """Colours for classes on black, RGB in 0..255, distinguishable with any colour vision as far as possible.
 
-    After the colours of Okabe and Ito every next one is that of a grid which differs most from all before it to whoever
-    tells it from them least well.
+    The colours of Okabe and Ito come first; each further one is the colour of a grid with the largest minimum
+    difference from all before it, over all kinds of colour vision.
     """
     first = np.array([tuple(bytes.fromhex(colour[1:])) for colour in _FIRST])
     levels = np.linspace(32, 255, 8).round().astype(int)

@@ -1,7 +1,7 @@
-"""Read annotations in COCO's form: one JSON file with images, categories, and boxes, polygons or run lengths.
+"""Read annotations in COCO format: one JSON file with images, categories, and boxes, polygons or run lengths.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data.  Categories
-are matched with the list of classes by name.  What `iscrowd` marks is difficult as an object and void as pixels.
+are matched with the list of classes by name.  Annotations with `iscrowd` are difficult objects and void pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dag.data.classes import VOID, ClassList
 from dag.data.truths import Objects
 
-# Edges may lie this many pixels outside the image: annotation tools round.
+# Tolerated overhang of edges in pixels: annotation tools round.
 MARGIN = 1.0
 
 

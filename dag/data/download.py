@@ -1,7 +1,7 @@
-"""Fetch published files, so that what arrives is what was published.
+"""Download published files and verify them.
 
-A file is fetched from the first mirror that delivers it, continued after a cut connection, compared with its published
-checksum, or looked into where none is published, and only then put in place.
+A file is fetched from the first mirror that delivers it, resumed after an interruption, compared with its published
+checksum (or checked by its content if there is none), and only then moved into place.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from dag.data.checksums import (
 )
 from dag.data.file_kinds import what_is_wrong
 
-# These answers may be different a moment later; every other refusal is the mirror's last word.
+# HTTP statuses that are worth a retry; all other errors of a mirror are final.
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_PAUSE_SECONDS = 30.0
 LOG_INTERVAL_SECONDS = 10.0
-# A connection that delivers fewer within the time limit of `fetch` counts as failed, and as one without progress.
+# A connection that delivers fewer bytes within the time limit of `fetch` counts as failed and without progress.
 LEAST_BYTES = 1024
 
 
@@ -59,12 +59,11 @@ def fetch(
     timeout: float = 60.0,
     pause: float = 1.0,
 ) -> str:
-    """Bring a published file to `path` and return its SHA-256.
+    """Download a published file to `path` and return its SHA-256.
 
-    A file that is already there is checked and kept.  What has arrived of an unfinished download
-    stays in `path` + ".part" and is continued by the next mirror or the next call, if a published
-    checksum can tell whether the pieces belong together.  Without one, only the same server may
-    continue it, and only under the same ETag, and the file must be of the kind that its name says.
+    An existing file is verified and kept.  An unfinished download stays in `path` + ".part" and is resumed by
+    the next mirror or the next call if a published checksum can verify the result.  Without one, only the same
+    server may resume it under the same ETag, and the file must be of the kind that its name says.
 
     Parameters
     ----------
@@ -72,7 +71,7 @@ def fetch(
         Mirrors in the order of preference: http(s) addresses, file:// addresses, local files, or
         local folders that hold a file of the same name.
     path : path
-        Where the file shall be; missing folders are made.
+        Destination; missing folders are created.
     sha256, sha1, md5 : str, optional
         Published checksums in hexadecimal; all that are given must agree.
     sha256_prefix : str, optional
@@ -80,7 +79,7 @@ def fetch(
     size : int, optional
         Published size in bytes.
     attempts : int
-        How often in a row a mirror may fail without delivering `LEAST_BYTES` new bytes.
+        Consecutive failures of a mirror without `LEAST_BYTES` new bytes before giving up.
     timeout : float
         Seconds without a byte, or with fewer than `LEAST_BYTES`, after which a connection counts as failed.
     pause : float
@@ -128,21 +127,21 @@ def fetch(
 
 
 def fetch_unchanged(urls: str | Iterable[str], path: str | Path, lock: str | Path, name: str, **checks) -> str:
-    """`fetch` a file and, if nobody has published a checksum of it, compare it with the first one that arrived.
+    """`fetch` a file and, if it has no published checksum, compare it with the recorded one of the first download.
 
     Parameters
     ----------
     urls, path
         As for `fetch`.
     lock, name
-        Where and under which name the first SHA-256 is recorded, see `dag.data.checksums.pin`.
+        File and name under which the first SHA-256 is recorded, see `dag.data.checksums.pin`.
     **checks
         As for `fetch`.
 
     Raises
     ------
     ValueError, OSError
-        As `fetch`; where a recorded checksum is at stake, the message says how to remove it.
+        As `fetch`; the message on a recorded checksum says how to remove it.
     """
     recorded = None if any(checks.get(kind) for kind in CHECKSUMS) else pinned(lock, name)
     try:
@@ -158,7 +157,7 @@ def fetch_unchanged(urls: str | Iterable[str], path: str | Path, lock: str | Pat
 
 
 def extract_unchanged(archive: str | Path, member: str, path: str | Path, lock: str | Path, name: str, **checks) -> str:
-    """The same for a file inside an archive, see `dag.data.archives.extract`."""
+    """`fetch_unchanged` for a file inside an archive, see `dag.data.archives.extract`."""
     sha256 = extract(archive, member, path, **checks)
     if not any(checks.get(kind) for kind in CHECKSUMS):
         if problem := what_is_wrong(path, name):
@@ -181,7 +180,7 @@ def _by_hand(path: Path, checksums: dict[str, str], size: int | None) -> str:
     )
 
 
-# One mirror.  A ValueError is its last word; after a ConnectionError another attempt may help.
+# One mirror.  A ValueError is final; after a ConnectionError another attempt may help.
 
 
 def _fetch_from_mirror(
@@ -213,7 +212,7 @@ def _fetch_from_mirror(
         if problem is None:
             return sha256
         part.unlink()
-        if not inherited:  # otherwise the wrong bytes may be older ones: once more from the first byte
+        if not inherited:  # otherwise older bytes may be wrong: retry from the first byte
             raise ValueError(f"delivers a file that {problem}")
 
 
@@ -229,10 +228,9 @@ def _copy(url: str, name: str, part: Path) -> None:
 def _complete(
     url: str, name: str, part: Path, size: int | None, published: bool, attempts: int, timeout: float, pause: float
 ) -> None:
-    """Download what is missing of `part`; goes on as long as new bytes arrive.
+    """Download the missing bytes of `part`, with retries as long as new bytes arrive.
 
-    What is there is continued if a published checksum can tell whether the pieces belong together, or if the server
-    says by an ETag that they do.
+    Existing bytes are kept if a published checksum can verify the result, or if the server's ETag is unchanged.
     """
     edition = None
     most = _length(part)
@@ -256,15 +254,15 @@ def _complete(
 
 
 def _strong(edition: tuple | None) -> str | None:
-    """The ETag, if it promises the same bytes; a weak one promises the same meaning."""
+    """The ETag if it is strong, i.e. guarantees identical bytes."""
     etag = edition[1] if edition else None
     return etag if etag and etag.startswith('"') else None
 
 
 def _request(url: str, have: int, etag: str | None, timeout: float):
-    """The response to a request for what is missing behind the first `have` bytes, whatever its status."""
+    """The response to a request for the bytes after the first `have`, whatever its status."""
     headers = {"User-Agent": "dag", "Accept-Encoding": "identity"}
-    if have > 1:  # one byte again: the rest is never empty, which servers answer in different ways
+    if have > 1:  # one byte overlap, since servers differ in their answer to an empty range
         headers["Range"] = f"bytes={have - 1}-"
         if etag:  # if the file has changed, send the whole of it
             headers["If-Range"] = etag
@@ -278,7 +276,7 @@ def _request(url: str, have: int, etag: str | None, timeout: float):
 def _examine(
     response, part: Path, size: int | None, edition: tuple | None, published: bool
 ) -> tuple[int, int | None, tuple]:
-    """Where in the file the body belongs, the size of the file if known, and its edition.
+    """Offset of the body in the file, the size of the file if known, and its edition.
 
     `edition`, (size, ETag), is that of the bytes in `part`; None if they are not from this server.
     """
@@ -341,7 +339,7 @@ def _write_body(
 
 @contextmanager
 def _as_connection_error(timeout: float) -> Iterator[None]:
-    """Give every failure of the network one type; failures of the disk do not pass through here."""
+    """Convert all network errors to ConnectionError; disk errors do not occur here."""
     try:
         yield
     except (OSError, HTTPException) as error:
@@ -352,7 +350,7 @@ def _as_connection_error(timeout: float) -> Iterator[None]:
 
 @contextmanager
 def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, now and then a line in a log."""
+    """A progress bar on a terminal, occasional lines in a log."""
     if sys.stderr.isatty():
         with tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True) as bar:
             yield bar.update

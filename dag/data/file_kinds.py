@@ -1,4 +1,4 @@
-"""Whether a file is of the kind that its name says: the check of files whose checksum nobody has published."""
+"""Check that a file is of the kind that its name says, for files without a published checksum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".zip")
 
 
 def what_is_wrong(path: str | Path, name: str) -> str | None:
-    """What is wrong with a file that shall be stored as `name`, as the end of a sentence; None if nothing is.
+    """Why a file cannot be stored as `name`, as the end of a sentence; None if it can.
 
     Archives are listed to their end, Caffe's weights are walked through field by field, and text is decoded.  Of other
     kinds the first bytes are compared.  A name of unknown kind only forbids empty files and web pages.

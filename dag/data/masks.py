@@ -27,8 +27,8 @@ def read_mask(
     classes : ClassList
         Grey files hold its `values`, or those that are void.
     colours : mapping of colour to int, optional
-        What coloured files and palettes mean; by default what the list says.  A palette is read by colour, because
-        image editors renumber palettes; where no colour has a meaning, its indices are read like a grey file.
+        Class of each colour in coloured files and palettes; default: from the list.  Palettes are read by colour,
+        because image editors renumber them; if no colour is known, the indices are read like a grey file.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def read_mask(
 
 
 def colours_of(classes: ClassList) -> dict[Colour, int]:
-    """What colours mean by a list of classes; nothing if it does not say."""
+    """{colour: class} of a list of classes; empty if it has no colours."""
     if not classes.colours:
         return {}
     void = {_rgb(colour): VOID for colour in classes.void if isinstance(colour, str)}
@@ -85,7 +85,7 @@ def _numbers(values: tuple[int, ...]) -> str:
 
 
 def _of_palette(path: Path, mask: Image.Image, colours: Mapping[Colour, int]) -> NDArray[np.uint8]:
-    """Only indices that occur are looked at."""
+    """Indices that do not occur are ignored."""
     palette = np.reshape(mask.getpalette("RGB"), (-1, 3))
     ids = np.zeros(256, np.uint8)
     for _, index in mask.getcolors():

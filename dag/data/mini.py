@@ -52,7 +52,7 @@ def make_image(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[t
     Parameters
     ----------
     rng : numpy.random.Generator
-        The only source of randomness.
+        Source of randomness.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Images and perturbations as the files that people share: PNG and JPEG of 8 bits, NumPy's arrays."""
+"""Images and perturbations in exchange formats: 8-bit PNG and JPEG, NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from dag.data.image_sets import ImageError
 
-# Grey levels by which a perturbed image may leave 0..255: what the rounding of another program leaves.
+# Tolerated excess of a perturbed image over 0..255 in grey levels: rounding of other programs.
 BEYOND = 1e-3
 
 
@@ -30,7 +30,7 @@ def check_perturbations(folder: str | Path, ids: Iterable[str]) -> None:
 
 
 def read_perturbation(folder: str | Path, image_id: str, image: NDArray, unclipped: bool = False) -> NDArray:
-    """A perturbation that somebody else made of an image.
+    """Read an imported perturbation of an image.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ def _pixels(path: Path) -> NDArray:
 
 
 def through_jpeg(image: NDArray, quality: int) -> NDArray:
-    """An image (3, H, W) of whole grey levels as it comes out of a JPEG file, float32.
+    """An image (3, H, W) of whole grey levels after JPEG compression, float32.
 
-    Colours are stored at half the resolution, as is common.
+    Chroma is subsampled by 2, as usual.
     """
     file = io.BytesIO()
     picture = Image.fromarray(image.astype(np.uint8).transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""Image sets in their formats, behind one interface: which images there are, and what is to be recognised in them."""
+"""Readers of image sets: one interface to images and ground truth in all formats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Image = tuple[str | Path, str]  # root and image id
 
 
 class Reader(ABC):
-    """An image set.  A format derives from it and says where files are and how a truth is read; `reader_of` chooses.
+    """An image set.  Subclasses implement one format each; `reader_of` selects one.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Reader(ABC):
 
     @abstractmethod
     def files(self, kind: str, image: Image) -> list[Path]:
-        """What is read of an image: the "image" itself, or its truth for "segmentation" or "detection"."""
+        """Files of an image: the "image" itself, or its truth for "segmentation" or "detection"."""
 
     def image(self, image: Image) -> NDArray[np.float32]:
         """RGB (3, H, W) in [0, 255], in the order in which pixels are stored: an EXIF orientation is ignored."""
@@ -176,7 +176,7 @@ def reader_of(settings: Mapping) -> Reader:
 def check(
     reader: Reader, images: Iterable[Image], task: str, known: Collection[int], match: Match | None = None
 ) -> None:
-    """Read the size of every image and its truth, to find what cannot be used before a long job.
+    """Read the size and the truth of every image, to find errors before a long job.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def check(
     known : collection of int
         Class ids of the network's columns.
     match : Match, optional
-        Of the classes of the network and of the image set; what is unknown by name alone is no obstacle.
+        Of the classes of the network and of the image set; classes unknown to the network are allowed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What there is to recognise in an image, and its translation between the classes of a network and of an image set.
+"""Ground truth of an image, and its conversion between the classes of a network and of an image set.
 
 A truth is a label map, uint8 (H, W), or `Objects`.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dag.data.classes import OTHER, VOID, Match
 
-# Where no truth is annotated, the detections of the clean image with this score or more are what is to be detected.
+# Without annotations, the detections on the clean image with at least this score are the truth.
 CONFIDENT = 0.5
 
 
@@ -37,7 +37,7 @@ class Objects:
 
 
 def predicted(clean: NDArray) -> NDArray | Objects:
-    """A prediction of the clean image, label map (H, W) or detections (D, 6), taken for the truth.
+    """The truth from a prediction on the clean image, label map (H, W) or detections (D, 6).
 
     Pixels of a class that the image set does not know are void.
     """
@@ -48,7 +48,7 @@ def predicted(clean: NDArray) -> NDArray | Objects:
 
 
 def for_network(truth: NDArray | Objects, match: Match) -> NDArray | Objects:
-    """A truth in the class ids of a network: what it does not know is void, or left out."""
+    """A truth in the class ids of a network; unknown classes become void or are left out."""
     if isinstance(truth, np.ndarray):
         return _table(match.truth, VOID)[truth]
     known = np.array([match.truth[label] is not None for label in truth.labels], bool)
@@ -71,7 +71,7 @@ def for_image_set(prediction: NDArray, match: Match) -> NDArray:
 
 
 def without(truth: NDArray | Objects, unknown: Iterable[int]) -> tuple[NDArray | Objects, int]:
-    """A truth in which some classes do not count, void or difficult, and how many pixels or objects these are."""
+    """A truth with some classes marked void or difficult, and their number of pixels or objects."""
     ignored = np.isin(truth if isinstance(truth, np.ndarray) else truth.labels, list(unknown))
     if isinstance(truth, np.ndarray):
         return np.where(ignored, np.uint8(VOID), truth), int(ignored.sum())
@@ -79,7 +79,7 @@ def without(truth: NDArray | Objects, unknown: Iterable[int]) -> tuple[NDArray |
 
 
 def _table(labels: tuple[int | None, ...], missing: int) -> NDArray[np.uint8]:
-    """What every value of a label map becomes."""
+    """Lookup table for the values of a label map."""
     table = np.full(256, VOID, np.uint8)
     table[: len(labels)] = [missing if label is None else label for label in labels]
     table[OTHER] = OTHER

@@ -23,7 +23,7 @@ from dag.data.truths import Objects
 
 CLASSES = VOC.names
 
-# Where the files of an image are: the image itself, and its ground truth by task.
+# Folders of the files of an image: the image itself, and its ground truth by task.
 FILES = {
     "image": "JPEGImages/{}.jpg",
     "segmentation": "SegmentationClass/{}.png",
@@ -208,14 +208,14 @@ def read_objects(root: str | Path, image_id: str, classes: ClassList = VOC) -> O
 
 
 def _annotation(path: Path) -> ElementTree.Element:
-    """The root of an annotation file whose objects are all where VOC has them."""
+    """The root element of an annotation file, after a check that all objects are at the usual place."""
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
         raise ValueError(f"{path}: no such annotation; check the image id or unpack the data again") from error
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: the annotation is damaged ({error}); unpack the data again") from error
-    except (LookupError, ValueError) as error:  # an encoding that expat does not know
+    except (LookupError, ValueError) as error:  # an encoding unknown to expat
         raise ValueError(f"{path}: the annotation cannot be decoded ({error}); save it as UTF-8") from error
     if root.tag != "annotation":
         raise ValueError(f"{path}: not a VOC annotation: its root is <{root.tag}>, not <annotation>; replace the file")

@@ -1,1 +1,1 @@
-"""The networks under attack, all behind `interface`: one module per family, and what they share."""
+"""The networks under attack, with one `interface`: one module per family, and shared parts."""

@@ -48,7 +48,7 @@ def build(
     task : str, optional
         "segmentation" or "detection", the task in the configuration.
     classes : ClassList
-        What the network's class ids mean.
+        Classes of the network's ids.
     source : bool
         Whether perturbations are made from it; a network that only sees them needs no gradient.
 
@@ -85,9 +85,9 @@ def build(
 
 
 def build_told(network: Mapping, fold: bool = True, source: bool = True) -> Network:
-    """Build the network that a job is told of, see `dag.workflow.jobs.network`, behind its defences if it has any.
+    """Build a network from the parameters of a job, see `dag.workflow.jobs.network`, with its defences if it has any.
 
-    `fold`, `source` and errors as of `build`; also if a defence cannot be called or what it makes does not follow
+    `fold`, `source` and errors as of `build`; also if a defence cannot be called or its result does not follow
     `dag.networks.interface`.
     """
     defences, files, classes = network["defences"], network["files"], ClassList.of(network["classes"])
@@ -113,7 +113,7 @@ def build_told(network: Mapping, fold: bool = True, source: bool = True) -> Netw
 
 
 def _existing(files: dict) -> dict[str, Path]:
-    """Weight files by role, all of which must be there."""
+    """Weight files by role; raises ValueError if one is missing."""
     for role, path in files.items():
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such weight file ({role}); download or train it first")
@@ -121,7 +121,7 @@ def _existing(files: dict) -> dict[str, Path]:
 
 
 def _called(name: str, networks: tuple, arguments: dict, files: dict[str, Path]) -> nn.Module:
-    """What the function of an architecture, or of a defence of a network, returns."""
+    """Call the function of an architecture, or of a defence of a network."""
     function, keywords = function_of(name), {**arguments, **files}
     try:
         inspect.signature(function).bind(*networks, **keywords)
@@ -187,7 +187,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _misfit(own: dict, found: dict) -> str | None:
-    """In which tensors a state dict differs from that of a network, and what to do about it."""
+    """Differences between a state dict and that of a network, with advice; None if it fits."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items() if hasattr(tensor, "shape")}
     other = [name for name in own if name in shapes and shapes[name] != tuple(own[name].shape)]
     if other:
@@ -214,7 +214,7 @@ def function_of(architecture: str):
             name = str(Path(module_name).resolve())
             spec = importlib.util.spec_from_file_location(name, name)
             module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module  # a dataclass looks for its module there
+            sys.modules[name] = module  # dataclasses look up their module there
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(module_name)

@@ -1,4 +1,4 @@
-"""Random numbers that torch draws, seeded for a purpose."""
+"""Seeding of torch's random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generators, those of GPUs included, for what is inside, and leave them as they were."""
+    """Seed torch's generators, including those of GPUs, within the context, and restore them afterwards."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -27,7 +27,7 @@ _KINDS = {"segmentation": Segmenter, "detection": Detector}
 
 
 class _Fault(Exception):
-    """What is wrong with a network; the message follows its name."""
+    """An error of a network; the message follows its name."""
 
 
 def check_interface(network: nn.Module, name: str, source: bool = True) -> None:
@@ -48,7 +48,7 @@ def check_interface(network: nn.Module, name: str, source: bool = True) -> None:
     Raises
     ------
     ValueError
-        The first thing that is wrong, and what to do, in one sentence.
+        The first error, and what to do, in one sentence.
     """
     try:
         with torch.random.fork_rng([]):
@@ -224,14 +224,14 @@ def _check_scores(
 
 
 def _seeded(network: nn.Module) -> nn.Module:
-    """The network, its random numbers drawn from the start if it is meant to draw any."""
+    """The network, with the generator reset if it is declared stochastic."""
     if is_stochastic(network):
         torch.default_generator.manual_seed(0)
     return network
 
 
 def _check_tensor(what: str, value: object, shape: Sequence[int | None], *dtypes: torch.dtype) -> None:
-    """Refuse what is not a finite tensor of this shape (None: any length) and of these types (default: any float)."""
+    """Require a finite tensor of this shape (None: any length) and of one of these types (default: any float)."""
     if not isinstance(value, Tensor):
         raise _Fault(f"{what} is a {type(value).__name__}; return a tensor")
     if len(shape) != value.dim() or any(

@@ -35,7 +35,7 @@ _TRAINING = (
     "steps scales seq_scales gamma show_receptive_field random"
 )
 
-# Largest output of a layer for one image, 1 GB in float32.  A larger one is a mistake in the cfg.
+# Largest output of a layer for one image, 1 GB in float32; a larger one indicates a mistake in the cfg.
 _LARGEST = 2**28
 
 

@@ -25,7 +25,7 @@ ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool", "soft": 
 
 HEADS = ("yolo", "region")
 
-# What is read of every kind of layer.
+# Options that are read, by kind of layer.
 _READ = {
     "convolutional": "batch_normalize filters size stride stride_x stride_y dilation pad padding groups activation",
     "maxpool": "size stride stride_x stride_y padding",
@@ -45,7 +45,7 @@ _READ = {
     "region": "anchors classes num coords softmax",
 }
 
-# What concerns training, or how a GPU orders its work.
+# Options of training, or of the order of work on a GPU.
 _TRAINING = (
     "onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate clip grad_centr stream wait_stream "
     "noloss jitter resize random ignore_thresh truth_thresh iou_thresh iou_thresh_kind cls_normalizer iou_normalizer "
@@ -54,7 +54,7 @@ _TRAINING = (
     "coord_scale object_scale noobject_scale mask_scale class_scale"
 )
 
-# What is not supported, by the value at which it does nothing.
+# Unsupported options, by the value at which they have no effect.
 _NEUTRAL = {
     "0": "flipped binary xnor bin_output cbn antialiasing coordconv dot reverse sway rotate stretch stretch_sway "
     "assisted_excitation maxpool_depth maxpool_zero_nonmax scale_wh spatial flatten extra background classfix "
@@ -123,7 +123,7 @@ ACTIVATIONS = {
 
 
 def check(section: Section) -> str:
-    """The kind of a section, after a look at its options."""
+    """The kind of a section, after a check of its options."""
     kind = ALIASES.get(section.kind, section.kind)
     if kind not in _READ:
         raise ValueError(f"this kind of layer is not supported; known are {', '.join(_READ)}")

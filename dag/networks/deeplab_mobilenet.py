@@ -21,7 +21,7 @@ from dag.networks import tflite
 from dag.networks import tflite_operators as operators
 from dag.networks.interface import Segmenter
 
-# What may follow the scores: none of it changes which one is the largest.
+# Operators that may follow the scores: they keep the arg max.
 _LAST = ("DEQUANTIZE", "QUANTIZE", "ARG_MAX", "SOFTMAX")
 
 

@@ -1,11 +1,12 @@
-"""Defences: what is done to images in front of a network.
+"""Defences: transformations of images in front of a network.
 
-A defence is a function from a network, and arguments of the configuration, to a network of the same task that shows
-it other images.  Those here are common ones: rounding, JPEG and blur (Dziugaite et al., 2016; Guo et al., ICLR 2018),
-Gaussian noise (as in randomised smoothing, Cohen et al., ICML 2019) and resizing at random (Xie et al., ICLR 2018).
+A defence is a function from a network, and arguments of the configuration, to a network of the same task with
+transformed images.  Those here are common ones: rounding, JPEG and blur (Dziugaite et al., 2016; Guo et al., ICLR
+2018), Gaussian noise (as in randomised smoothing, Cohen et al., ICML 2019) and resizing at random (Xie et al., ICLR
+2018).
 
-Random numbers come from torch's generator of the CPU, so that a defended network gives the same on every device once
-`torch.manual_seed` was called; the evaluation seeds every pass.
+Random numbers come from torch's generator of the CPU, so that with one seed a defended network gives the same result on
+every device; the evaluation seeds every pass.
 """
 
 from __future__ import annotations

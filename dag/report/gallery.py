@@ -1,4 +1,4 @@
-"""A gallery: every image of an image set with its perturbations and what the victims made of it, as a folder of files.
+"""A gallery: every image of an image set with its perturbations and predictions, as a folder of files.
 
 The page (`report/gallery.html`, `.css`, `.js`) is opened from the disk, where a browser reads no JSON.  So data
 are scripts: `data.js` holds what filters, orders and cards need, of all images; `details/{shard}.js`, loaded when an
@@ -56,7 +56,7 @@ def draw_shard(
     classes: ClassList = VOC,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[dict, dict]:
-    """Draw the pictures of one shard and gather what is known of its images.
+    """Draw the pictures of one shard and collect the metadata of its images.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def data(
     networks : mapping
         {victim: {"label", "task"}}, in order.
     labels : mapping
-        {perturbation: what it is called in print}, in order.
+        {perturbation: display name}, in order.
     pairs : mapping
         {perturbation: victims that see it}.
     shards : mapping
@@ -295,7 +295,7 @@ def _truths(reader: Reader, image: tuple[Path, str]) -> dict:
 
 
 def _wanted(truth: Mapping, clean: Mapping, annotated: bool) -> Callable[[str, str], NDArray | Objects | None]:
-    """From a victim and its task to what it has to recognise; without annotations what it says of the clean image."""
+    """Function from a victim and its task to its reference: annotations, or its prediction on the clean image."""
 
     def wanted(victim: str, task: str) -> NDArray | Objects | None:
         if annotated:

@@ -1,6 +1,6 @@
 """One HTML page with all tables and figures, which opens from the disk in any browser.
 
-This module computes what the page says from the CSV files of the results; how it looks stands in
+This module computes the content of the page from the CSV files of the results; its layout is in
 report/index.html.j2 and report/index.css.
 """
 
@@ -131,8 +131,9 @@ def findings(frames: Sequence[pd.DataFrame], networks: Mapping[str, Mapping]) ->
     Returns
     -------
     list of dict
-        value, what it is, and of how many cells it was computed.  Float pixels and the default attack alone; what
-        the cells cannot say is left out.  A mean would hide that cells differ: medians and largest values.
+        value, what it is, and of how many cells it was computed.  Float pixels and the default attack only; items
+        without cells are left out.  Medians and largest values are given, since a mean would hide differences between
+        cells.
     """
     cells = pd.concat(frames, ignore_index=True) if len(frames := list(frames)) else pd.DataFrame()
     if cells.empty:

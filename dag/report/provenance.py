@@ -1,7 +1,7 @@
-"""What made the results: code, configuration, weights, images and packages, gathered from the shards themselves.
+"""Provenance of the results: code, configuration, weights, images and packages, collected from the shards themselves.
 
-A shard carries all that determined it in its header, and a change of any of that makes it anew, so what is gathered
-here is what holds for every number.  Nothing depends on the time or on the order of work.
+The header of a shard has everything that determined it, and any change of it makes the shard stale, so the collected
+values hold for every number.  Nothing depends on the time or on the order of work.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def checkout(root: Path) -> dict:
     What is not under the project's control, such as an overlay of the configuration, does not count as a change.
     """
     try:
-        _git(root, "ls-files", "--error-unmatch", "Snakefile")  # not merely inside somebody else's repository
+        _git(root, "ls-files", "--error-unmatch", "Snakefile")  # not merely inside another repository
         commit = _git(root, "rev-parse", "HEAD").strip()
         changes = _git(root, "status", "--porcelain", "--", "Snakefile", "rules", "scripts", "dag")
     except (OSError, subprocess.CalledProcessError):

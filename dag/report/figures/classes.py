@@ -1,4 +1,4 @@
-"""Every class before and after."""
+"""Scores of every class, clean and perturbed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dag.report.figures.style import COLOURS, PAGE, STYLE
 
 @matplotlib.rc_context(STYLE)
 def classes(frame: pd.DataFrame) -> Figure:
-    """Which classes a perturbation takes: clean value and what is left, one bar per class, one panel per pair.
+    """Scores of every class on clean and perturbed images, one bar per class, one panel per pair.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Examples: image, perturbation, perturbed image, and what victims made of them before and after."""
+"""Examples: image, perturbation, perturbed image, and predictions on the clean and the perturbed image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def examples(
     note: str = "",
     classes: ClassList = VOC,
 ) -> Figure:
-    """What perturbations do to the predictions of one victim each (Figures 2 and 6).
+    """Effect of perturbations on the predictions of one victim each (Figures 2 and 6).
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ Picture = tuple[NDArray, NDArray | Mapping | list | None]
 def _gallery(
     blocks: Sequence[tuple[str, list[str], dict[str, list[Picture]]]], threshold: float, words: str, classes: ClassList
 ) -> Figure:
-    """Blocks of (caption, headings, lines of pictures by the text at their left), one below the other.
+    """Stacked blocks of (caption, headings, {row label: pictures}).
 
     Everything is placed in inches, so that pictures are of one width and texts find their room.
     """

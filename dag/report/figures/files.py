@@ -1,4 +1,4 @@
-"""What rounding to 8 bits and JPEG leave of a drop."""
+"""Drops after rounding to 8 bits and after JPEG compression."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dag.report.figures.style import PAGE, STYLE, line_style
 
 @matplotlib.rc_context(STYLE)
 def files(cells: pd.DataFrame) -> Figure:
-    """What is left of the loss when the perturbed image passes through a file, one panel per perturbation.
+    """Drops when the perturbed image is stored in a file, by kind of file, one panel per perturbation.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ _AGAINST_WORDS = {"clean": "clean image"} | CONTROL_WORDS
 
 @matplotlib.rc_context(STYLE)
 def intervals(frame: pd.DataFrame) -> Figure:
-    """Is the drop real: differences with their 95 % intervals, one panel per victim.
+    """Differences with their 95 % intervals, one panel per victim.
 
     Parameters
     ----------

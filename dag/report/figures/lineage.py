@@ -25,7 +25,7 @@ _NOTHING = -0.35  # where pairs stand that have no layer in common
 
 @matplotlib.rc_context(STYLE)
 def lineage(pairs: pd.DataFrame, groups: pd.DataFrame) -> Figure:
-    """What carries a perturbation: the weights, the architecture, or nothing; one column of panels for every attack.
+    """Transfer by likeness of weights and by relation of source and victim; one column of panels for every attack.
 
     Parameters
     ----------
