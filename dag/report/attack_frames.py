@@ -10,6 +10,9 @@ import pandas as pd
 from dag.attack.rules import STATUSES
 from dag.report.frames import groups
 
+# Of a table of perceptibility.
+COLUMNS = ["row_label", "image_set", "images", "missing", "pixels", "paper_p", "perceptibility", "linf"]
+
 
 def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
     """How visible each perturbation of a `transfer` frame is (section 3.5.3).
@@ -38,8 +41,7 @@ def perceptibility(frame: pd.DataFrame) -> pd.DataFrame:
             )
         label = cells.row_label.iloc[0] + (f" (mean of {draws:.0f} draws)" if draws > 1 else "")
         records.append(cells.iloc[0].to_dict() | {"row_label": label})
-    columns = ["row_label", "image_set", "images", "missing", "pixels", "paper_p", "perceptibility", "linf"]
-    known = [column for column in columns if column in frame]
+    known = [column for column in COLUMNS if column in frame]
     return pd.DataFrame(records, columns=known).reset_index(drop=True)
 
 

@@ -18,8 +18,8 @@ for path, entry in zip(snakemake.input.scores, params.tables.values(), strict=Tr
         shown.append(frames.transfer(scores, entry["perturbations"], labels, params.symbols, "float", paper))
     else:
         shown.append(frames.white_box(scores, entry["sources"], "float", paper))
-nothing = pd.DataFrame(columns=["row_label", "image_set", "images", "pixels", "perceptibility", "linf"])
-frame = attack_frames.perceptibility(pd.concat(shown)) if shown else nothing
+# an experiment with tables of robustness alone has none
+frame = attack_frames.perceptibility(pd.concat(shown)) if shown else pd.DataFrame(columns=attack_frames.COLUMNS)
 write_text(snakemake.output.csv, frame.to_csv(index=False))
 write_text(
     snakemake.output.markdown, printing.document("Perceptibility of the perturbations", {"All perturbations": frame})

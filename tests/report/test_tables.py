@@ -509,6 +509,12 @@ def test_stale_perceptibility_is_an_error(scores):
         attack_frames.perceptibility(frame)
 
 
+def test_an_experiment_without_transfer_has_an_empty_table_of_perceptibility():
+    empty = pd.DataFrame(columns=attack_frames.COLUMNS)
+    assert printing.document("Perceptibility", {"All perturbations": empty}).count("\n| ") == 2
+    assert balanced(printing.to_latex(empty))
+
+
 def test_perceptibility_of_a_single_draw_and_of_the_mean_over_several(scores):
     """Two white-box tables, one of which repeats the attack: both values are shown."""
     single = frames.white_box(scores[:1], ["zf"], "float")
