@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STEPS = ("max", "sign", "l2", "momentum", "apgd")
-NORMS = ("linf", "l2")
-
 
 @dataclass(frozen=True)
 class Method:

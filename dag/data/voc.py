@@ -82,18 +82,6 @@ def read_image(root: str | Path, image_id: str) -> np.ndarray:
 
 
 @_of_one_image
-def image_size(root: str | Path, image_id: str) -> tuple[int, int]:
-    """Height and width of an image, from the header of its file.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing or is no image.
-    """
-    return picture_size(path_of("image", root, image_id))
-
-
-@_of_one_image
 def read_label_map(root: str | Path, image_id: str, classes: ClassList = VOC) -> np.ndarray:
     """The class of every pixel, uint8 (H, W): class ids, those of VOC are 0..20; 255 = void.
 

@@ -171,7 +171,7 @@ def test_images_with_too_many_pixels_are_refused(root, edge):
     header = b"IHDR" + struct.pack(">II", edge, edge) + buffer.getvalue()[24:29]
     content = buffer.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + buffer.getvalue()[33:]
     path.write_bytes(content)
-    for read in (voc.read_image, voc.image_size, voc.read_objects, voc.read_label_map):
+    for read in (voc.read_image, voc.read_objects, voc.read_label_map):
         with pytest.raises(ValueError, match=rf"a.jpg: too many pixels \(.*{edge**2} pixels"):
             read(root, "a")
 
@@ -459,7 +459,7 @@ def test_a_check_names_the_class_that_a_network_does_not_know(root, task):
             readers.check(readers.VOC_LAYOUT, [(root, "a")], task, {0, *labels} - {label})
 
 
-@pytest.mark.parametrize("read", [voc.read_image, voc.image_size, voc.read_label_map, voc.read_objects])
+@pytest.mark.parametrize("read", [voc.read_image, voc.read_label_map, voc.read_objects])
 def test_readers_say_that_one_image_is_to_blame(root, read):
     with pytest.raises(image_sets.ImageError, match="no such"):
         read(root, "b")

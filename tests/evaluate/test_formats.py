@@ -31,7 +31,7 @@ def annotations(task: str, root, ids: list[str]) -> dict:
     """Objects as boxes, label maps as one region a class; void is a crowd."""
     images, found = [], []
     for number, image_id in enumerate(ids):
-        height, width = voc.image_size(root, image_id)
+        height, width = voc.read_image(root, image_id).shape[1:]
         images.append({"id": number, "file_name": f"{image_id}.jpg", "height": height, "width": width})
         if task == "detection":
             objects = voc.read_objects(root, image_id)
