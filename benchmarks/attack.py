@@ -1,21 +1,21 @@
-"""How much an iteration of the attack costs, compared with what the network alone costs.
+"""Cost of an iteration of the attack, relative to the network alone.
 
     python benchmarks/attack.py [--light | --heavy] [--peer PATH]
 
-Each half takes just under a minute on one core; RESULTS.md has results and says what to think of them.  Weights
-are random, nothing is downloaded.  The floor F is one forward pass and one backward pass to the image of the
-network as it is built (float32, channels first, nothing folded), with a fixed gradient at full resolution:
-no attack, no loss, no arg max.  The engine is `dag.attack.engine` on `dag.attack.perturb.pixel_scores`,
-on that network ("plain") and on the one that `dag.networks.building.build` makes of it ("built").
+Each half takes just under a minute on one core; RESULTS.md has results and discusses them.  Weights are random,
+nothing is downloaded.  The floor F is one forward pass and one backward pass to the image of the unmodified
+network (float32, channels first, nothing folded), with a fixed gradient at full resolution, without attack, loss
+or arg max.  The engine is `dag.attack.engine` on `dag.attack.perturb.pixel_scores`, on that network ("plain") and
+on the one that `dag.networks.building.build` makes of it ("built").
 
 The peer is `dag` of the package adv-lib (module adv_lib.attacks.segmentation.dense_adversary), an untargeted
-attack on images in [0, 1] with 0.5 / 255 as step; PATH is a folder that it is installed in.
+attack on images in [0, 1] with 0.5 / 255 as step; PATH is the folder in which it is installed.
 
-Times are CPU times of this process, which has one thread.  An iteration lasts from one call of the network to
-the next, and the first of an attack does not count: it holds what is prepared once.  All variants take
-turns, every other round in reverse, and ratios are taken within a round.  A measurement is invalid if F itself
-is not constant (`MOST_SPREAD`, `MOST_DIFFERENCE`); then measure again.  Before anything is timed, every variant
-has to yield the perturbation of a plain loop in float64, or the benchmark ends.
+Times are CPU times of this single-threaded process.  An iteration lasts from one call of the network to the next;
+the first of an attack is excluded, because it includes one-time preparation.  Variants alternate within a round, in
+reverse order every other round, and ratios are computed within a round.  A measurement is invalid, and should be
+repeated, if F itself varies too much (`MOST_SPREAD`, `MOST_DIFFERENCE`).  The benchmark aborts unless the engine, on
+both networks, first reproduces the perturbation of a plain loop in float64.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from dag.networks.interface import Segmenter
 from dag.networks.layers import operators
 
 STEP = 0.5  # grey levels
-# The number of iterations is fixed: hardly a pixel takes its random adversarial label, and no share of them is enough.
+# Fixed number of iterations: hardly any pixel reaches its random adversarial label, and no share of them stops it.
 TIMED = Rules(active="unreached", stop=-1)
-# Of F: (largest - smallest) / median over the rounds, and between the medians of two variants that are both F.
+# Limits for F: (largest - smallest) / median over the rounds, and difference between medians of two measurements.
 MOST_SPREAD, MOST_DIFFERENCE = 0.25, 0.04
-# Largest difference of a perturbation from that of the plain loop, relative to its largest value, in float64.
+# Largest allowed difference of a perturbation from that of the plain loop, relative to its largest value, in float64.
 TOLERANCE = 1e-9
 
 Variant = Callable[[], float]  # runs and returns CPU-seconds per iteration
@@ -63,7 +63,7 @@ Variant = Callable[[], float]  # runs and returns CPU-seconds per iteration
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on the median over rounds of time / other time."""
+    """A bound on the median over rounds of the ratio of two times."""
 
     name: str
     above: str
@@ -74,21 +74,21 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """A segmentation network and what is asked of it.
+    """A segmentation network, the settings of its measurement and its goals.
 
     Attributes
     ----------
     architecture, arguments
-        Of `dag.networks.building.build`.
+        Arguments of `dag.networks.building.build`.
     size : (H, W)
     rounds : int
     iterations : int
-        Timed in one call of the engine, and of F.
+        Number timed in one call of the engine, and of F.
     peer_iterations : int
-        Timed in one call of the peer; 0: it is left out.
+        Number timed in one call of the peer; 0: the peer is left out.
     goals : tuple of Goal
     checked : dict
-        Arguments that are different where equality is checked.
+        Arguments that replace others in the check of equality.
     """
 
     architecture: str
@@ -149,7 +149,7 @@ QUEUE = 256  # images
 
 
 def prepared(case: Case, *, arguments: dict | None = None, dtype=torch.float32) -> Segmenter:
-    """The network as it is, with random weights, statistics and score biases, the same every time."""
+    """The unmodified network with reproducible random weights, statistics and score biases."""
     torch.manual_seed(0)
     network = build(case.architecture, case.arguments | (arguments or {}), fold=False)
     for module in network.modules():
@@ -158,7 +158,7 @@ def prepared(case: Case, *, arguments: dict | None = None, dtype=torch.float32) 
             module.running_var.uniform_(0.5, 1.5)
     last = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.bias is not None][-1]
     with torch.no_grad():
-        # on an average image no class is ahead, so that label maps have many
+        # no class dominates on average, so that label maps contain many
         last.bias -= network(image(case.size)[None]).mean((0, 2, 3))
     if hasattr(network, "elide"):
         network.elide = False
@@ -166,19 +166,19 @@ def prepared(case: Case, *, arguments: dict | None = None, dtype=torch.float32) 
 
 
 def built_of(network: Segmenter) -> Segmenter:
-    """What `build` would have made of it, in place."""
+    """Rewrite the network in place as `build` does."""
     if hasattr(network, "elide"):
         network.elide = True
     return rewrite(network)
 
 
 def image(size: tuple[int, int], number: int = 0) -> Tensor:
-    """(3, H, W), the same every time."""
+    """A reproducible random image (3, H, W)."""
     return 255 * torch.rand(3, *size, generator=torch.Generator().manual_seed(number))
 
 
 def problem_of(network: Segmenter, picture: Tensor) -> Problem:
-    """All pixels are targets: their label is the prediction, their adversarial label any other one."""
+    """All pixels are targets; labels are predictions, adversarial labels random other classes."""
     with torch.no_grad():
         labels = network(picture[None])[0].flatten(1).argmax(0)
     others = torch.randint(1, len(network.labels), labels.shape, generator=torch.Generator().manual_seed(0))
@@ -188,11 +188,11 @@ def problem_of(network: Segmenter, picture: Tensor) -> Problem:
 
 
 class _Over(Exception):
-    """Enough iterations have been seen."""
+    """Enough iterations have been measured."""
 
 
 def ticking(function: Callable, ticks: list[float], count: int) -> Callable:
-    """`function`, which notes the CPU time at every call and ends everything at the one after `count`."""
+    """`function`, which records the CPU time of every call and raises `_Over` in the call after `count`."""
 
     def ticks_and_calls(*arguments):
         ticks.append(time.process_time())
@@ -204,7 +204,7 @@ def ticking(function: Callable, ticks: list[float], count: int) -> Callable:
 
 
 def per_iteration(run: Callable[[Callable], object], function: Callable, iterations: int) -> float:
-    """CPU-seconds of one iteration of `run`, which calls `function` once in each; the first one does not count."""
+    """CPU-seconds of one iteration of `run`, which calls `function` once in each; the first one is excluded."""
     ticks: list[float] = []
     with suppress(_Over):
         run(ticking(function, ticks, iterations + 1))
@@ -228,7 +228,7 @@ def floor(network: Segmenter, images: Tensor, iterations: int) -> float:
 def engine(
     network: Segmenter, problems: list[Problem], rules: Rules, iterations: int, scores: Callable | None = None
 ) -> dict[str, tuple[Tensor, list[int]]]:
-    """Perturbation and |T_m| of every pass, by the name of the image."""
+    """Perturbation, and |T_m| of every pass, by image name."""
     results = dense_adversaries(
         problems,
         scores or perturb.pixel_scores(network),
@@ -253,7 +253,7 @@ def peer_variant(peer: Callable, network: Segmenter, problems: list[Problem], it
 
 
 def peer_run(peer: Callable, problems: list[Problem], iterations: int) -> Callable[[Callable], Tensor]:
-    """The peer on images in [0, 1], as a function of the network; more than all pixels would have to be adversarial."""
+    """The peer on images in [0, 1], as a function of the network; the threshold 2 disables early stopping."""
     images = torch.stack([problem.image for problem in problems]) / 255
     labels = torch.stack([problem.labels.view(images.shape[-2:]) for problem in problems])
     return lambda network: peer(network, images, labels, adv_threshold=2.0, max_iter=iterations, γ=STEP / 255)
@@ -278,7 +278,7 @@ def load_peer(path: Path | None) -> Callable | None:
 
 
 def plain_loop(network: Segmenter, problem: Problem, iterations: int) -> tuple[Tensor, list[int]]:
-    """Algorithm 1 as it is printed: score maps of the size of the image, and a loss."""
+    """Algorithm 1 as published, with score maps of the size of the image and a loss."""
     r, active = torch.zeros_like(problem.image), []
     for _ in range(iterations + 1):
         x = (problem.image + r)[None].requires_grad_()
@@ -294,12 +294,12 @@ def plain_loop(network: Segmenter, problem: Problem, iterations: int) -> tuple[T
 
 
 def check_equality(name: str, case: Case, size: tuple[int, int] = (64, 96), iterations: int = 2) -> None:
-    """The engine on the plain and on the built network takes the steps of the plain loop, in float64.
+    """Check that the engine, on the plain and the built network, reproduces the plain loop in float64.
 
     Raises
     ------
     SystemExit
-        If not.
+        If it does not.
     """
     case = replace(case, size=size)
     if "short_side" in case.arguments:
@@ -330,7 +330,7 @@ def measure(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]
 
 
 def reason_against(times: dict[str, list[float]], floor: str = "F") -> str:
-    """Why a measurement is invalid, or nothing: `floor` and the same with a prime have to agree."""
+    """Why a measurement is invalid, or an empty string; `floor` and its repetition (with a prime) must agree."""
     one, two = times[floor], times[floor + "'"]
     spread = max((max(series) - min(series)) / median(series) for series in (one, two))
     difference = abs(median(two) / median(one) - 1)
@@ -387,7 +387,7 @@ def run_case(name: str, case: Case, peer: Callable | None) -> bool:
         if any(goal.above == "peer on built" for goal in goals):
             variants["peer on built"] = peer_variant(peer, built, problems, case.peer_iterations)
     variants["F'"] = variants["F"]
-    floor(plain, images, 1)  # the attacks have a first iteration that does not count
+    floor(plain, images, 1)  # warm-up; attacks exclude their first iteration
     return report(goals, measure(variants, case.rounds))
 
 
@@ -395,7 +395,7 @@ def run_case(name: str, case: Case, peer: Callable | None) -> bool:
 
 
 def run_head(rois: int = 300, active: int = 30, widths: tuple[int, ...] = (25088, 4096, 4096), rounds: int = 2) -> bool:
-    """fc6 and fc7 for `rois` proposals of which `active` are still attacked."""
+    """Measure fc6 and fc7 for `rois` proposals of which `active` are still attacked."""
     print(f"\nfc6 and fc7, {rois} proposals, {active} of them active", flush=True)
     torch.manual_seed(0)
     layers = [nn.Linear(*pair).requires_grad_(False) for pair in pairwise(widths)]
@@ -409,7 +409,7 @@ def run_head(rois: int = 300, active: int = 30, widths: tuple[int, ...] = (25088
         return x
 
     def step(head: Callable[[Tensor], Tensor]) -> tuple[Tensor, float, float]:
-        """Gradient, CPU-seconds of both passes, and of the one back."""
+        """Gradient, CPU-seconds of both passes, and of the backward pass."""
         x = values.clone().requires_grad_()
         begin = time.process_time()
         scores = head(x)
@@ -436,7 +436,7 @@ def run_head(rois: int = 300, active: int = 30, widths: tuple[int, ...] = (25088
 
 
 def memory(variant: str, case: Case, count: int, peer: Callable | None) -> dict[str, float]:
-    """MiB saved for the backward pass, and growth of the process in two iterations, of `count` images at once."""
+    """MiB saved for the backward pass, and MiB of growth of the process in two iterations, for a batch of `count`."""
     network = prepared(case)
     if variant == "built":
         built_of(network)
@@ -479,7 +479,7 @@ def saved_storages() -> Iterator[dict[int, int]]:
 
 
 def run_memory(name: str, case: Case, peer: Callable | None, batches: tuple[int, ...] = MEMORY_BATCHES) -> None:
-    """Each variant in a process of its own, forked before this one has taken a step."""
+    """Measure each variant in its own process, forked before this one has run an iteration."""
     print(f"\nMemory of {name}, MiB", flush=True)
     processes = multiprocessing.get_context("fork")
     for count in batches:
@@ -515,13 +515,13 @@ def _send_memory(sender, *arguments) -> None:
 
 
 def run_queue(images: int, batch: int = 8) -> None:
-    """Images that take a known number of iterations: passes that are executed, and slots that are full."""
+    """Measure executed passes and full slots with images that take a known number of iterations."""
     counts = np.random.default_rng(0).lognormal(np.log(54) - 0.18, 0.6, images).round().clip(1, 200)
     sizes: list[int] = []
 
     def scores(x: Tensor, problems: list[Problem]) -> list[Tensor]:
         sizes.append(len(problems))
-        return [torch.stack([one.sum(), one.sum() * 0])[None] for one in x]  # a step takes 1 off; 0 is the other class
+        return [torch.stack([one.sum(), one.sum() * 0])[None] for one in x]  # a step subtracts 1; the other class has 0
 
     waiting = (Problem(torch.full((1, 1, 1), n - 0.5), torch.tensor([0]), torch.tensor([1])) for n in counts)
     results = list(dense_adversaries(waiting, scores, rules=Rules(), iterations=200, step=1, batch=batch))
@@ -535,9 +535,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure; the exit status is 1 if a measurement is invalid."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     half = parser.add_mutually_exclusive_group()
-    half.add_argument("--light", action="store_true", help="networks on MobileNetV3, memory, queue only")
-    half.add_argument("--heavy", action="store_true", help="FCN on ResNet50 and VGG16, the head of a detector only")
-    parser.add_argument("--peer", type=Path, help="folder that adv-lib is installed in; default: not compared with it")
+    half.add_argument("--light", action="store_true", help="only networks on MobileNetV3, memory, queue")
+    half.add_argument("--heavy", action="store_true", help="only FCN on ResNet50 and VGG16, and the head of a detector")
+    parser.add_argument("--peer", type=Path, help="folder in which adv-lib is installed; default: no comparison")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     peer = load_peer(options.peer)
@@ -552,7 +552,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.light:
         valid += [run_case(name, case, peer) for name, case in HEAVY.items()]
         valid.append(run_head())
-    print(f"\n{sum(os.times()[:4]):.0f} CPU-seconds, those of the other processes included")
+    print(f"\n{sum(os.times()[:4]):.0f} CPU-seconds, including child processes")
     return 0 if all(valid) else 1
 
 

@@ -1,18 +1,18 @@
-"""What the evaluation costs beside the networks: `python benchmarks/evaluation.py`.
+"""Overhead of the evaluation, without the networks: `python benchmarks/evaluation.py`.
 
-Goals, at 375 x 500 pixels, with victims that return at once:
+Goals, at 375 x 500 pixels, with victims of negligible cost:
 
-E1  600 predictions a second on two free cores: 6 victims, float and 8-bit pixels
-E2  on a GPU, predictions take at most 1.15 of the time of the forward passes alone (`make gpu-check`)
-E3  a perturbation is written in at most 20 CPU-ms, in no more room than before
-E4  sums, multiples and controls take at most 10 % of the CPU time; a pass of a network counts 15 CPU-ms
-E5  the memory of a job does not grow with the images of a shard
-    the scores of one pass over VOC2007 test take 10 CPU-seconds
+E1  600 predictions per second on two free cores: 6 victims, float and 8-bit pixels
+E2  on a GPU, predictions take at most 1.15 times as long as the forward passes alone (`make gpu-check`)
+E3  writing a perturbation takes at most 20 CPU-ms and no more disk space than before
+E4  sums, multiples and controls take at most 10 % of the CPU time, with 15 CPU-ms for a forward pass
+E5  the memory of a job does not grow with the number of images in a shard
+    computing the scores of one pass over VOC2007 test takes at most 10 CPU-seconds
 
-*Before* is the loop that the package had until 2026-11-26: victim by victim and perturbation by
-perturbation, read from HDF5 with gzip, pixels made on the host, everything one after the other.  Its label maps have to
-be the same, or nothing is printed.  CPU times are those of the process and bear a machine that others use; predictions
-a second are those of the clock.
+*Before* is the loop that the package had until 2026-11-26: sequential, victim by victim and perturbation by
+perturbation, read from gzipped HDF5, pixels computed on the host.  Its label maps must be identical, or the benchmark
+aborts.  CPU times are process times, so that other load on the machine matters little; predictions per second are
+wall-clock rates.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher
 
 
 class AtOnce(Segmenter):
-    """Looks at a few pixels and answers with a label map like those of VOC: blobs."""
+    """A segmenter of negligible cost, whose label maps consist of blobs, like those of VOC."""
 
     labels = tuple(range(21))
 
@@ -61,7 +61,7 @@ class AtOnce(Segmenter):
 
 
 def cpu(function: Callable[[], object], times: int = 5) -> float:
-    """CPU-milliseconds of a call, the median."""
+    """Median CPU-milliseconds of a call."""
     found = []
     for _ in range(times):
         begin = time.process_time()
@@ -73,7 +73,7 @@ def cpu(function: Callable[[], object], times: int = 5) -> float:
 def before(
     networks: dict[str, Segmenter], images: dict[str, NDArray], files: dict[str, Path], target: Path
 ) -> dict[tuple, NDArray]:
-    """Predictions as they were made; arrays are read from HDF5 files with gzip and stored in one."""
+    """Predictions by the former loop, which reads and writes gzipped HDF5 files."""
     found = {}
     with h5py.File(target, "w") as stored:
         for victim, network in networks.items():
@@ -122,7 +122,7 @@ def evaluation(folder: Path, size: tuple[int, int], images: int, perturbations: 
         for image_id in ids:
             label_map = store.read(cell.path, image_id)[0]
             if not np.array_equal(label_map, expected[cell.victim, cell.perturbation, cell.pixels, image_id]):
-                raise SystemExit(f"{cell.path}: the label map of image {image_id} is another one; nothing is measured")
+                raise SystemExit(f"{cell.path}: the label map of image {image_id} has changed; nothing is measured")
     print(
         f"E1  {count} predictions: before {old_cost:.2f} CPU-ms each, {old_rate:.0f} a second; "
         f"now {cost:.2f} CPU-ms, {rate:.0f} a second; goal 600 a second, or as much CPU time on one core: "
@@ -149,11 +149,11 @@ def evaluation(folder: Path, size: tuple[int, int], images: int, perturbations: 
     }
     costs = {name: cpu(lambda f=f, name=name: f(folder / f"{name}.h5"), 1) / images for name, f in derived.items()}
     dearest, uses = max(costs.values()), victims * len(PIXELS)
-    network = 15  # CPU-ms of a forward pass on a small network of the miniature; all others take more
+    network = 15  # CPU-ms of a forward pass of a small network of the miniature; all others take more
     share = dearest / (dearest + uses * (cost + network))
     print(
-        f"E4  CPU-ms an image: {', '.join(f'{name} {value:.0f}' for name, value in costs.items())}; of what the "
-        f"dearest and its {uses} predictions take, {100 * share:.0f} %; goal 10 %: {verdict(share <= 0.1)}"
+        f"E4  CPU-ms an image: {', '.join(f'{name} {value:.0f}' for name, value in costs.items())}; the "
+        f"slowest takes {100 * share:.0f} % of the time with its {uses} predictions; goal 10 %: {verdict(share <= 0.1)}"
     )
     return max(rate, 1000 / cost) >= 600 and new_write <= 20 and share <= 0.1
 
@@ -202,7 +202,7 @@ def verdict(met: bool) -> str:
 
 
 def scene(rng: np.random.Generator) -> tuple[voc.Objects, SimpleNamespace]:
-    """Objects of one image, and detections near them."""
+    """Random objects of one image, and detections near them."""
     count = rng.integers(1, 6)
     corners = rng.uniform(0, 250, (count, 2))
     boxes = np.hstack([corners, corners + rng.uniform(20, 200, (count, 2))]).astype(np.float32)
@@ -218,7 +218,7 @@ def scene(rng: np.random.Generator) -> tuple[voc.Objects, SimpleNamespace]:
 
 
 def scores(images: int = SCORED) -> float:
-    """4952 images with 1 to 5 objects and 30 detections each, made up; returns CPU-seconds without the bootstrap."""
+    """Time the scores of random images, 1 to 5 objects and 30 detections each; returns CPU-s without the bootstrap."""
     rng = np.random.default_rng(0)
     truths, detections = zip(*(scene(rng) for _ in range(images)), strict=True)
     begin = time.process_time()

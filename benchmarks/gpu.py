@@ -2,21 +2,21 @@
 
     python benchmarks/gpu.py [--precision tf32] [--batch 8] [--profile] [--tune]
 
-FCN-8s on VGG16 at 375 x 500 with every pixel a target, and Faster R-CNN on VGG16 at 600 x 800 with 3000 proposals,
-all of them targets that stay active: the most that an iteration can cost.  Weights are random, nothing is downloaded.
+FCN-8s on VGG16 at 375 x 500 with every pixel a target, and Faster R-CNN on VGG16 at 600 x 800 with 3000 proposals.
+All targets stay active, the worst case of an iteration.  Weights are random, nothing is downloaded.
 
-floor     one forward and one backward pass of the network as it is, one image, with a fixed gradient
-plain     Algorithm 1 as it is printed: one image, every score, a loss, the host asks after every pass
-network   both passes of the body, or of trunk and head, of the network that `build` makes, the whole batch: no attack
-eager     `dag.attack.engine.dense_adversaries`, the whole batch; --profile says what it spends its time on
-innermost the same with channels innermost in memory
+floor     one forward and one backward pass of the unmodified network, one image, with a fixed gradient
+plain     Algorithm 1 as published: one image, all scores, a loss, the host synchronises after every pass
+network   both passes of the body, or of trunk and head, of the network that `build` makes, whole batch, no attack
+eager     `dag.attack.engine.dense_adversaries`, whole batch; --profile profiles it
+innermost the same in channels-last memory format
 compiled  the same with torch.compile on the body or trunk
 graphed   the same with its passes recorded as a CUDA graph
 
-The last three are compared with `eager` before they are timed: they are no part of the package, and whether they are
-worth it is what this program finds out.  `start` is what a mode costs until its first pass has been made.  With --tune
-cuDNN tries its algorithms for every shape, and remembers them for the process, instead of guessing
-(`torch.backends.cudnn.benchmark`).  Times are those of the clock, the device waited for.  The goals are G1: `network`
+The last three are not part of the package; this benchmark shows whether they are worthwhile.  Their scores are compared
+with those of `eager` before they are timed.  `start` is the time until the end of a mode's first pass.  With --tune
+cuDNN measures its algorithms once per shape and process instead of using its heuristics
+(`torch.backends.cudnn.benchmark`).  Times are wall-clock times after synchronisation.  The goals are G1: `network`
 takes at least 0.9 of the time of `eager`; and G2: the whole experiment of the paper, 488 PFLOP of attacks and 121 of
 evaluation, in 6 hours (2 in TF32) at the rate of the detector, on an H200.
 """
@@ -45,7 +45,7 @@ from dag.networks.building import build, rewrite
 from dag.networks.interface import Network, Proposals
 from dag.networks.layers.precision import arithmetic
 
-# No share of the targets is few enough, so that the number of iterations is fixed.
+# No share of remaining targets stops the attack, so that the number of iterations is fixed.
 TIMED = Rules(active="unreached", stop=-1)
 MODES = ("eager", "innermost", "compiled", "graphed")
 BACKEND = "inductor"  # of torch.compile
@@ -56,19 +56,19 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and what is asked of it.
+    """A network and the settings of its measurement.
 
     Attributes
     ----------
     architecture, arguments
-        Of `dag.networks.building.build`.
+        Arguments of `dag.networks.building.build`.
     size : (H, W)
     proposals : int
-        0: a segmenter, whose pixels are all targets.
+        Number of proposals; 0: a segmenter, whose pixels are all targets.
     mean : float
-        Iterations that an image is taken to need, for images per second.
+        Assumed number of iterations per image, for images per second.
     gflop : float
-        Of one iteration of the engine, if known.
+        GFLOP of one iteration of the engine, if known.
     """
 
     architecture: str
@@ -88,7 +88,7 @@ CASES = {
 
 
 def prepared(case: Case, device: str, *, built: bool) -> Network:
-    """The network with random weights, the same for either value of `built`."""
+    """The network with random weights, which do not depend on `built`."""
     torch.manual_seed(0)
     network = build(case.architecture, case.arguments, fold=False)
     if hasattr(network, "elide"):
@@ -97,7 +97,7 @@ def prepared(case: Case, device: str, *, built: bool) -> Network:
 
 
 def problem_of(network: Network, case: Case, device: str, number: int) -> Problem:
-    """All pixels, or proposals all over the image; labels are predictions, adversarial ones the next."""
+    """Targets are all pixels, or random proposals; labels are predictions, adversarial labels the next class."""
     random = torch.Generator().manual_seed(number)
     height, width = case.size
     image = (255 * torch.rand(3, height, width, generator=random)).to(device)
@@ -118,20 +118,20 @@ def scores_of(network: Network) -> Callable:
 
 
 def all_scores(network: Network, x: Tensor, problems: list[Problem]) -> Tensor:
-    """Scores of whole score maps, or of the proposals."""
+    """Whole score maps, or the scores of the proposals."""
     if network.task == "segmentation":
         return network(x)
     return network.scores(network.features(x), [problem.where for problem in problems])
 
 
 def compiled(network: Network, x: Tensor) -> None:
-    """Let torch.compile have the body or the trunk."""
+    """Apply torch.compile to the body or the trunk."""
     name = "body" if network.task == "segmentation" else "pass_trunk"
     setattr(network, name, torch.compile(getattr(network, name), backend=BACKEND))
 
 
 def graphed(network: Network, x: Tensor) -> None:
-    """Record the passes of the body or the trunk for inputs like those of the images `x`."""
+    """Record the passes of the body or the trunk, for inputs of the shape of the images `x`, as a CUDA graph."""
     if network.task == "segmentation":
         network.body = torch.cuda.make_graphed_callables(network.body, (x.clone().requires_grad_(),))
         return
@@ -144,7 +144,7 @@ def graphed(network: Network, x: Tensor) -> None:
 
 
 def innermost(network: Network, x: Tensor) -> None:
-    """Store weights, and so all maps, with channels innermost."""
+    """Convert weights, and hence all maps, to channels-last memory format."""
     network.to(memory_format=torch.channels_last)
 
 
@@ -157,18 +157,18 @@ CHANGES = {
 
 
 class _Over(Exception):
-    """Enough iterations have been seen."""
+    """Enough iterations have been measured."""
 
 
 def wait(device: str) -> float:
-    """The time, when the device has done what it was told."""
+    """Wait for the device and return the time."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(step: Callable[[], object], device: str, iterations: int, warm: int = 3) -> float:
-    """Of one of the steps, after some that do not count."""
+    """Mean seconds of a step, after `warm` steps of warm-up."""
     for _ in range(warm):
         step()
     begin = wait(device)
@@ -178,7 +178,7 @@ def seconds(step: Callable[[], object], device: str, iterations: int, warm: int 
 
 
 def engine(scores: Callable, problems: list[Problem], device: str, iterations: int, warm: int = 3) -> float:
-    """Seconds of one iteration of the engine, as on a GPU also on a CPU: the host reads late."""
+    """Seconds of one iteration of the engine; results are read one iteration late, as on a GPU, even on a CPU."""
     ticks, passes = [], 0
 
     def counted(x: Tensor, todo: list[Problem]) -> list[Tensor]:
@@ -197,7 +197,7 @@ def engine(scores: Callable, problems: list[Problem], device: str, iterations: i
 
 
 def plain_step(network: Network, problem: Problem) -> Callable[[], None]:
-    """An iteration of Algorithm 1 as it is printed, on one image."""
+    """An iteration of Algorithm 1 as published, on one image."""
     r = torch.zeros_like(problem.image)
 
     def step() -> None:
@@ -206,7 +206,7 @@ def plain_step(network: Network, problem: Problem) -> Callable[[], None]:
         f = all_scores(network, x, [problem])
         f = f[0].flatten(1).T if network.task == "segmentation" else f
         active = f.argmax(1) != problem.adversarial
-        active.any().item()  # whether it is done
+        active.any().item()  # termination check
         loss = f.gather(1, problem.adversarial[:, None]) - f.gather(1, problem.labels[:, None])
         (gradient,) = torch.autograd.grad(loss[active].sum(), x)
         r = r + 0.5 * gradient[0] / gradient.abs().max().item()
@@ -221,12 +221,12 @@ def passes(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], obje
 
 
 def check(name: str, changed: Callable, eager: list[Tensor], x: Tensor, problems: list[Problem]) -> None:
-    """Scores are those of the eager engine.
+    """Check that scores equal those of the eager engine.
 
     Raises
     ------
     SystemExit
-        If not.
+        If they differ.
     """
     for found, expected in zip(changed(x, problems), eager, strict=True):
         difference = float((found.detach() - expected).abs().max() / expected.abs().max())
@@ -237,7 +237,7 @@ def check(name: str, changed: Callable, eager: list[Tensor], x: Tensor, problems
 def measure(
     case: Case, device: str, modes: tuple[str, ...], batch: int, precision: str, iterations: int
 ) -> tuple[dict, dict]:
-    """Seconds per image and iteration of every variant, and those before the first pass of a mode."""
+    """Seconds per image and iteration of every variant, and seconds until the end of a mode's first pass."""
     plain = prepared(case, device, built=False)
     problems = [problem_of(plain, case, device, number) for number in range(batch)]
     x = torch.stack([problem.image for problem in problems]).requires_grad_()
@@ -257,7 +257,7 @@ def measure(
             CHANGES[mode](network, x.detach())
             check(mode, scores_of(network), expected, x, problems)
             starts[mode] = wait(device) - begin
-        network = prepared(case, device, built=True)  # what was recorded keeps its precision
+        network = prepared(case, device, built=True)  # a recorded pass keeps its precision
         with arithmetic(precision, device):
             if mode == "eager":
                 segments = network.task == "segmentation"
@@ -269,11 +269,11 @@ def measure(
 
 
 def profile(case: Case, batch: int, precision: str, iterations: int, rows: int = 20) -> None:
-    """Print the share of the time in which the device computes, what it waits for otherwise, and its longest work."""
+    """Print the share of time in which the device is busy, before which kernels it idles, and the longest kernels."""
     network = prepared(case, "cuda", built=True)
     problems = [problem_of(network, case, "cuda", number) for number in range(batch)]
     with arithmetic(precision, "cuda"):
-        engine(scores_of(network), problems, "cuda", iterations)  # what is chosen at the first passes
+        engine(scores_of(network), problems, "cuda", iterations)  # warm-up, e.g. choice of algorithms
         with torch.profiler.profile() as record:
             engine(scores_of(network), problems, "cuda", iterations)
     kernels = [event for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA]
@@ -286,13 +286,13 @@ def profile(case: Case, batch: int, precision: str, iterations: int, rows: int =
             before[event.name] += gap
         end = max(end, event.time_range.end)
     span = end - kernels[0].time_range.start
-    print(f"  profile: the device computes for {100 * (1 - idle / span):.1f} % of {span / 1e3:.0f} ms; it waits before")
+    print(f"  profile: the device is busy for {100 * (1 - idle / span):.1f} % of {span / 1e3:.0f} ms; it idles before")
     for name, gap in before.most_common(5):
         print(f"    {100 * gap / span:5.2f} %  {name[:100]}")
     took = Counter()
     for event in kernels:
         took[event.name] += event.time_range.end - event.time_range.start
-    print("  its longest work")
+    print("  kernels by time")
     for name, time_of in took.most_common(rows):
         print(f"    {100 * time_of / span:5.2f} %  {name[:100]}")
 
@@ -323,8 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp32", choices=list(HOURS))
     parser.add_argument("--batch", type=int, default=perturb.BATCH["cuda"])
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--tune", action="store_true", help="let cuDNN try its algorithms")
-    parser.add_argument("--profile", action="store_true", help="of the eager engine, on a GPU")
+    parser.add_argument("--tune", action="store_true", help="let cuDNN measure its algorithms")
+    parser.add_argument("--profile", action="store_true", help="profile the eager engine, on a GPU")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="eager is always measured")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -1,16 +1,16 @@
 """Verify the project on a machine with a CUDA device, in less than 8 minutes: `make gpu-check VOC=... WEIGHTS=...`.
 
 tests       the tests marked `gpu`
-pocket      two networks that were really trained, on real images, attacked and evaluated on the CPU and on the
-            device: equal statuses for 9 of 10 images, mean iterations within 2 %, scores within 1 point, or else
-            within two standard errors of the paired difference: an attack amplifies rounding, and two processors
-            differ by as much (benchmarks/RESULTS.md)
+pocket      two trained networks, attacked and evaluated on real images on the CPU and on the device: equal
+            statuses for 9 of 10 images, mean iterations within 2 %, scores within 1 point, or else within two
+            standard errors of the paired difference, because an attack amplifies rounding and two CPUs differ as
+            much (benchmarks/RESULTS.md)
 attack      `benchmarks/gpu.py` in fp32 and in TF32, its goals G1 and G2
-evaluation  E2: `dag.evaluate.predict` takes at most 1.15 of the time of its forward passes alone, at the best batch
+evaluation  E2: `dag.evaluate.predict` takes at most 1.15 times as long as its forward passes at the best batch size
 
 VOC is a folder with VOC2007 and VOC2012, WEIGHTS one with the files of the pocket networks (config/downloads.yaml);
-without them `pocket` is skipped.  It needs no Snakemake.  `--tiny --device cpu` rehearses everything on a CPU in
-seconds, to find what would break before the first minute on a device; its times mean nothing.
+without them `pocket` is skipped.  Snakemake is not needed.  `--tiny --device cpu` is a dry run on a CPU that takes
+seconds, to find errors before device time is spent; its times are meaningless.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def verdict(met: bool) -> str:
 
 
 def synchronise(device: str) -> float:
-    """The time, when the device has done what it was told."""
+    """Wait for the device and return the time."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def tests(device: str) -> Iterator[Row]:
-    """The files with tests for a GPU, and no other: theirs are the packages that are needed."""
+    """Run only files with tests for a GPU, so that packages needed by others may be missing."""
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", *files]
     command += ["--collect-only"] if device == "cpu" else []
@@ -113,7 +113,7 @@ def pocket(folder: Path, data: Path, weights: Path, device: str, count: int, tin
 
 
 def compared(name: str, here: dict, there: dict) -> Iterator[Row]:
-    """Rows of two results of `_attacked`."""
+    """Rows that compare two results of `_attacked`."""
     same = np.mean([a == b for a, b in zip(here["status"], there["status"], strict=True)])
     counts = dict(Counter(there["status"]))
     yield f"{name}: equal statuses", f"{100 * same:.0f} % {counts}", verdict(same >= SAME_STATUS)
@@ -130,9 +130,9 @@ def compared(name: str, here: dict, there: dict) -> Iterator[Row]:
 
 
 def _attacked(network: Network, images: list, settings: dict, folder: Path, name: str, device: str) -> dict:
-    """Statuses, iterations and scores of a network that is attacked and evaluated on a device.
+    """Attack and evaluate a network on a device; returns statuses, iterations and scores.
 
-    The scores are those of all images, followed by those of resamples, which are the same for every device.
+    The first score is that of all images, the others are those of resamples, the same for every device.
     """
     ids = [image_id for _, image_id in images]
     source, begin = folder / "r.h5", time.perf_counter()
@@ -164,7 +164,7 @@ def _attacked(network: Network, images: list, settings: dict, folder: Path, name
 
 
 def attack(device: str, tiny: bool) -> Iterator[Row]:
-    """`benchmarks/gpu.py`; its goals are found in what it prints."""
+    """Run `benchmarks/gpu.py` and parse the goals in its output."""
     options = ["--device", device.partition(":")[0], "--modes", "eager", "--iterations", "2" if tiny else "10"]
     if tiny:
         gpu.CASES = {
@@ -230,10 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="", help="folder with the files of the pocket networks")
     parser.add_argument("--images", type=int, default=24, help="real images for each of the pocket networks")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small networks and images: a rehearsal")
+    parser.add_argument("--tiny", action="store_true", help="small networks and images: a dry run")
     options = parser.parse_args(arguments)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no CUDA device here: nothing is checked (a rehearsal on the CPU: --tiny --device cpu)", file=sys.stderr)
+        print("no CUDA device here: nothing is checked (dry run on the CPU: --tiny --device cpu)", file=sys.stderr)
         return 1
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     begin, rows = time.perf_counter(), []
@@ -254,8 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 for row in run():
                     rows.append(row)
-                    print("  ".join(row), flush=True)  # if the machine is taken away before the table is there
-            except Exception as error:  # the others are worth their minutes
+                    print("  ".join(row), flush=True)  # in case the machine is lost before the table is printed
+            except Exception as error:  # the other steps still run
                 rows.append((step, " ".join(f"{type(error).__name__}: {error}".split())[:160], "FAILED"))
             print(f"{step}: {time.perf_counter() - start:.0f} s", flush=True)
     print(f"\n{name}, torch {torch.__version__}, {time.strftime('%F')}, {time.perf_counter() - begin:.0f} s")

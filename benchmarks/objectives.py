@@ -1,10 +1,10 @@
-"""How much an iteration of every objective costs, compared with Dense Adversary Generation on the same targets.
+"""Cost of an iteration with every objective, relative to Dense Adversary Generation on the same targets.
 
     python benchmarks/objectives.py [--rounds N]
 
 The network is LR-ASPP on MobileNetV3 with random weights, 375 x 500 pixels, every pixel a target.  Times are CPU times
-of this process, which has one thread; all objectives take turns, every other round in reverse, and ratios are taken
-within a round, against the mean of two measurements of `dag`, whose own ratio tells how sure they are.
+of this single-threaded process.  Objectives alternate within a round, in reverse order every other round, and ratios
+are relative to the mean of two measurements of `dag` in the same round, whose own ratios show the uncertainty.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIGN = {"steps": "sign", "budget": "linf", "eps": 8, "stop": "iterations"}
 
 
 def variant(network, problem, objective: str):
-    """CPU-seconds of an iteration with an objective, as a function."""
+    """A function that measures the CPU-seconds of an iteration with an objective."""
     scores = perturb.pixel_scores(network)
     shares = torch.full((len(network.labels),), 1e-4) if objective == "mce-bal" else None
 

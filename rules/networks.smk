@@ -1,11 +1,11 @@
-"""Weights of the networks that are trained here: the miniature's, and full-size ones that cannot be had.
+"""Weights of networks that are trained here: the miniature's, and full-size ones that are not published.
 
 PRODUCTS  resources/weights/bodies/{body}.pt, resources/weights/{network}.pt
 """
 
 
 rule pretrain:
-    """A body, taught to tell single objects apart; networks of one architecture share it."""
+    """Pretrain a body to classify single objects; networks of the same architecture share it."""
     input:
         objects="resources/mini/objects.npz",
     output:
@@ -26,7 +26,7 @@ rule pretrain:
 
 
 rule train:
-    """A network of the miniature from its body and its list of training images."""
+    """Train a network of the miniature from its body on its list of training images."""
     input:
         unpack(lambda wildcards: jobs.training_inputs(config, wildcards.network)),
     output:
@@ -51,10 +51,10 @@ rule train:
 
 
 rule train_by_recipe:
-    """A full-size network by a published recipe, from weights of ImageNet or from the stage before it.
+    """Train a full-size network by a published recipe, from ImageNet weights or the previous stage.
 
-    Every few minutes the job writes resources/weights/{network}.checkpoint, which is not declared: one that was
-    killed goes on from there.
+    Every few minutes the job writes resources/weights/{network}.checkpoint, which is not declared; an interrupted
+    job resumes from it.
     """
     input:
         initial=lambda wildcards: paths.initial_weights(config, wildcards.network),

@@ -1,1 +1,1 @@
-"""The networks under attack, with one `interface`: one module per family, and shared parts."""
+"""Attacked networks with a common `interface`: one module per family, and shared components."""

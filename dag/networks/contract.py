@@ -1,7 +1,7 @@
-"""Check that a network from outside the project follows `dag.networks.interface`.
+"""Check that a custom network implements `dag.networks.interface`.
 
-A few passes over one small image turn a mistake into an error before the first attack, instead of a wrong
-number in a table.
+A few passes over one small image reveal mistakes as errors before the first attack, instead of as wrong numbers in a
+table.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from dag.data.classes import VOC, ClassList, listed
 from dag.networks.interface import Detector, Proposals, Segmenter, is_stochastic, objectness_of
 
-# Height and width of the image: odd and different, to detect swapped axes and sizes that must be divisible.
+# Height and width of the test image: odd and different, to detect swapped axes and sizes that must be divisible.
 SIZE = (67, 93)
-LIMIT = 20  # proposals
+LIMIT = 20  # number of proposals
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OPTIONAL = {"objectness"}
@@ -27,14 +27,14 @@ _KINDS = {"segmentation": Segmenter, "detection": Detector}
 
 
 class _Fault(Exception):
-    """An error of a network; the message follows its name."""
+    """A violation of the interface; the message is prefixed with the name of the network."""
 
 
 def check_interface(network: nn.Module, name: str, source: bool = True) -> None:
-    """Refuse a network that cannot be evaluated or, as a source, attacked.
+    """Reject a network that cannot be evaluated or, as a source, attacked.
 
     Any class with the attributes and methods of a `Segmenter` or a `Detector` is accepted.  The scores of a
-    detector are checked only if it proposes anything.
+    detector are checked only if it returns at least one proposal.
 
     Parameters
     ----------
@@ -43,12 +43,12 @@ def check_interface(network: nn.Module, name: str, source: bool = True) -> None:
     name : str
         Name in error messages.
     source : bool
-        Whether perturbations are made from it: scores must have a gradient and may not be random.
+        Whether the network is a source of perturbations: its scores must be deterministic and have a gradient.
 
     Raises
     ------
     ValueError
-        The first error, and what to do, in one sentence.
+        For the first violation found, with advice how to fix it.
     """
     try:
         with torch.random.fork_rng([]):
@@ -76,7 +76,7 @@ def _check(network: nn.Module, source: bool) -> None:
     classes = getattr(network, "classes", VOC)  # `build` sets them
     _check_labels(getattr(network, "labels", None), kind, classes)
     if source and is_stochastic(network):
-        raise _Fault("it is random, so it is no source of perturbations; make them from the network without it")
+        raise _Fault("it is random, so it is no source of perturbations; attack a deterministic version of the network")
     modes = [module.training for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     if kind is Segmenter:
@@ -94,8 +94,8 @@ def _check_labels(labels: object, kind: type, classes: ClassList) -> None:
     last, least = len(classes.names) - 1, 2 if kind is Segmenter else 1
     if not isinstance(labels, Sequence) or not all(isinstance(label, int) and 0 <= label <= last for label in labels):
         raise _Fault(
-            f"its labels are {labels!r}; give a tuple with the class id, 0..{last}, of every score column, a place in "
-            f"the list of classes ({listed(classes)}) that `classes` of its entry names"
+            f"its labels are {labels!r}; give a tuple with the class id, 0..{last}, of every score column: the index "
+            f"in the list ({listed(classes)}) that `classes` of its entry names"
         )
     if len(labels) < least or len(set(labels)) < len(labels):
         raise _Fault(f"its labels are {labels!r}; give at least {least} class ids, none of them twice")
@@ -146,7 +146,7 @@ def _check_detector(network: nn.Module, classes: ClassList, source: bool) -> Non
         with torch.no_grad():
             rows = torch.arange(0, count, 2)
             if not _close(network.scores(features, [proposals[0][rows]]), scores[rows]):
-                raise _Fault("scores() of a proposal depend on the other proposals; score every proposal for itself")
+                raise _Fault("scores() of a proposal depend on the other proposals; score every proposal independently")
             _check_shares("probabilities()", network.probabilities(scores), scores.shape)
             _check_shares("confidence()", network.confidence(features, proposals), scores.shape)
             if (objectness := objectness_of(network, features, proposals)) is not None:
@@ -163,10 +163,10 @@ def _check_proposals(proposals: Proposals) -> None:
     if index is not None:
         _check_tensor("index of propose()", index, (len(boxes),), torch.int64)
     if len(boxes) > LIMIT:
-        raise _Fault(f"propose() returns {len(boxes)} proposals for limit={LIMIT}; it must return the best ones alone")
+        raise _Fault(f"propose() returns {len(boxes)} proposals for limit={LIMIT}; it must return only the best")
     height, width = SIZE
     wrong = (boxes < 0) | (boxes > boxes.new_tensor([width, height, width, height])) | (boxes[:, [2, 3, 2, 3]] < boxes)
-    wrong = boxes if len(boxes) and boxes.max() <= 1 else boxes[wrong.any(1)]  # fractions of the image lie inside it
+    wrong = boxes if len(boxes) and boxes.max() <= 1 else boxes[wrong.any(1)]  # relative coordinates are inside too
     if len(wrong):
         box = tuple(round(edge, 2) for edge in wrong[0].tolist())
         raise _Fault(
@@ -194,7 +194,7 @@ def _check_detections(detections: object, foreground: set[int]) -> None:
 def _check_scores(
     what: str, network: nn.Module, function: Callable[[Tensor], Tensor], scores: Tensor, source: bool
 ) -> None:
-    """Refuse scores f(X, t), columns in dimension 1, after softmax or, of a source, without a gradient."""
+    """Reject scores f(X, t), classes in dimension 1, that are probabilities, vary or, for a source, lack a gradient."""
     if scores.min() >= 0 and (scores.sum(1) - 1).abs().max() < 1e-3:
         raise _Fault(f"{what} are probabilities; return the scores before softmax")
     images = _image().requires_grad_(source)
@@ -203,7 +203,7 @@ def _check_scores(
         values = function(images)
     if not _close(values, scores):
         raise _Fault(
-            f"{what} differs from pass to pass with the same torch.manual_seed(); draw random numbers by torch"
+            f"{what} differs from pass to pass with the same torch.manual_seed(); draw random numbers with torch"
             if is_stochastic(network)
             else f"{what} differs from pass to pass; random layers, like dropout, must be off in evaluation mode, or "
             "the network says `stochastic = True`"
@@ -224,7 +224,7 @@ def _check_scores(
 
 
 def _seeded(network: nn.Module) -> nn.Module:
-    """The network, with the generator reset if it is declared stochastic."""
+    """Return the network after seeding the generator if it is declared stochastic."""
     if is_stochastic(network):
         torch.default_generator.manual_seed(0)
     return network
@@ -266,7 +266,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _image() -> Tensor:
-    """The image (1, 3, H, W): a gradient, rectangles and noise."""
+    """The test image (1, 3, H, W): a gradient, rectangles and noise."""
     generator, (height, width) = torch.Generator().manual_seed(0), SIZE
     image = torch.linspace(40, 160, height)[:, None] + torch.linspace(0, 60, width)
     image = image.expand(1, 3, height, width).clone()

@@ -4,8 +4,8 @@ Redmon and Farhadi, "YOLO9000: Better, Faster, Stronger", CVPR 2017 ([region] he
 "YOLOv3: An Incremental Improvement", 2018 ([yolo] heads, an independent sigmoid per class).  A layer of the cfg may
 read any earlier layer, so the network is a list of steps that are executed in order.
 
-Where OpenCV's reader differs from Darknet's C code, the C code is followed (see `darknet_layers`).  One thing is not
-Darknet's: images are resized with the centres of pixels aligned, as in OpenCV and torch, and not their corners.
+Where OpenCV's importer differs from Darknet's C code, this module follows the C code (see `darknet_layers`), with one
+exception: images are resized with aligned pixel centres, as in OpenCV and torch, instead of aligned corners.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dag.networks.layers import operators
 from dag.networks.layers.boxes import clip
 from dag.networks.single_stage import Features, SingleStage, rows_of
 
-# Options of [net] that concern training, or memory.
+# Options of [net] that affect only training or memory.
 _TRAINING = (
     "batch subdivisions max_batches learning_rate learning_rate_min sgdr_cycle sgdr_mult momentum decay augment_speed "
     "sequential_subdivisions try_fix_nan weights_reject_freq equidistant_point badlabels_rejection_percentage "
@@ -35,7 +35,7 @@ _TRAINING = (
     "steps scales seq_scales gamma show_receptive_field random"
 )
 
-# Largest output of a layer for one image, 1 GB in float32; a larger one indicates a mistake in the cfg.
+# Maximum size of a layer's output for one image, 1 GB in float32; a larger one indicates a mistake in the cfg.
 _LARGEST = 2**28
 
 
@@ -47,32 +47,32 @@ def yolo(
     nms: float = 0.45,
     letter_box: bool | None = None,
 ) -> SingleStage:
-    """The network of a Darknet cfg file with [yolo] or [region] layers.
+    """Build the network of a Darknet cfg file with [yolo] or [region] layers.
 
     Parameters
     ----------
     cfg, weights : Path
     labels : iterable of int or None
-        VOC class ids of the class columns; the default is right for weights trained on VOC.  A class that VOC does
-        not have, of weights trained on COCO, is None and left out; not with [region] heads, whose softmax is over
-        all classes.
+        VOC class ids of the class columns; the default suits weights trained on VOC.  Columns labelled None, e.g.
+        COCO classes that VOC lacks, are dropped.  None is not allowed with [region] heads, whose softmax is over all
+        classes.
     score_threshold : float
-        `detect` reports every class whose objectness x probability exceeds it.  0.005 is what
-        Darknet itself uses to measure mAP (0.25 and 0.5 are for display): average precision ranks
-        all detections, and cutting at 0.2 costs 3 to 5 points (VOC samples).  Results depend
-        on it, so it belongs beside every mAP.
+        `detect` reports every class whose objectness x probability exceeds it.  Darknet
+        itself uses 0.005 to measure mAP (0.25 and 0.5 are for display): average precision ranks all
+        detections, and a threshold of 0.2 costs 3 to 5 points (VOC samples).  Results depend on it,
+        so it should be reported with every mAP.
     nms : float
-        IoU above which `detect` suppresses boxes of the same class.  With `nms_kind=diounms` in the last head, IoU less
-        (d^2 / c^2)^beta_nms, d between the centres of two boxes and c the diagonal of both together, in fractions of
-        the image (`diounms_sort`).
+        IoU above which `detect` suppresses boxes of the same class.  With `nms_kind=diounms` in the last head, the
+        criterion is IoU - (d^2 / c^2)^beta_nms, where d is the distance of the box centres and c the diagonal of the
+        enclosing box, in fractions of the image (`diounms_sort`).
     letter_box : bool, optional
-        Fit the image into the frame of the cfg with its aspect ratio kept, on a grey of 0.5, instead of squeezing it
-        to the size of the frame.  By default what [net] says, and False if it says nothing.
+        Fit the image into the frame of the cfg, preserving its aspect ratio and padding with grey (0.5), instead of
+        stretching it to the frame.  Default: the option of [net], or False without one.
 
     Raises
     ------
     ValueError
-        If the cfg has a layer or an option that is not known here, or the weights do not fit it.
+        If the cfg has an unsupported layer or option, or the weights do not fit it.
     """
     return _Yolo(Path(cfg), Path(weights), tuple(labels), score_threshold, nms, letter_box)
 
@@ -95,9 +95,9 @@ class _Yolo(SingleStage):
         net, *sections = read_cfg(cfg)
         numbers = read_weights(weights)
         self.convolutions = nn.ModuleList()
-        self.steps = []  # per layer: function, numbers of the layers that it reads (-1: the image)
+        self.steps = []  # per layer: function, numbers of its input layers (-1: the image)
         self.heads = []  # numbers of the [yolo] and [region] layers
-        self.unread = set()  # layers that no other may read: their output in Darknet is not what their step returns
+        self.unread = set()  # layers whose step returns something else than Darknet, so that no layer may read them
         anchors, kinds = [], set()
         where = f"[net], line {net.line}"
         try:
@@ -106,14 +106,14 @@ class _Yolo(SingleStage):
                 raise ValueError("the images must have 3 channels")
             self.frame = (net.integer("height"), net.integer("width"))
             self.letter_box = bool(net.integer("letter_box", 0, 0)) if letter_box is None else letter_box
-            # Shapes are worked out by torch, on the meta device, where the largest map needs no memory.
+            # Shapes are inferred on the meta device, where even the largest map needs no memory.
             values = {-1: torch.empty(1, 3, *self.frame, device="meta")}
             for number, section in enumerate(sections):
                 where = f"layer {number} [{section.kind}], line {section.line}"
                 kind = layers.check(section)
                 sources = layers.sources(kind, section, number)
                 if self.unread.intersection(sources):
-                    raise ValueError("it reads the output of a head, or what belongs to a head with new_coords")
+                    raise ValueError("it reads the output of a head, or of the layer before a head with new_coords")
                 inputs = [values[source] for source in sources]
                 if kind == "convolutional":
                     function = layers.convolution(section, inputs[0].shape[1])
@@ -129,11 +129,11 @@ class _Yolo(SingleStage):
                     anchors.append(_anchors(kind, section, inputs[0].shape[1:], self.frame, len(labels)))
                     kinds.add((kind, self._new_coords(section, sections[number - 1])))
                     self.heads.append(number)
-                    beta = section.real("beta_nms", 0.6)  # that of the last head stays, as in Darknet
+                    beta = section.real("beta_nms", 0.6)  # the last head decides, as in Darknet
                     self.beta = beta if section.text("nms_kind", "default") == "diounms" else None
                     self.unread.add(number)
                 self.steps.append((function, sources))
-        except (ValueError, RuntimeError) as error:  # the latter from torch: shapes that do not fit
+        except (ValueError, RuntimeError) as error:  # RuntimeError: incompatible shapes in torch
             reason = str(error).splitlines()[0]
             raise ValueError(f"{cfg}, {where}: {reason}") from error
         if not anchors:
@@ -152,7 +152,7 @@ class _Yolo(SingleStage):
     def _new_coords(self, head: Section, before: Section) -> bool:
         """Whether a head has `new_coords`; if so, move the sigmoid from the convolution before it into the head.
 
-        Rows then hold logits as with any other head, and f is taken before the sigmoid.
+        Rows then hold logits as for any other head, so that f is the value before the sigmoid.
         """
         if not head.integer("new_coords", 0, 0):
             return False
@@ -179,7 +179,7 @@ class _Yolo(SingleStage):
         return [values[head] for head in self.heads]
 
     def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image of `size` in the frame (`letterbox_image` in Darknet's image.c)."""
+        """Height and width of an image of `size` resized into the frame (`letterbox_image` in Darknet's image.c)."""
         (rows, columns), (height, width) = self.frame, size
         if not self.letter_box:
             return self.frame
@@ -190,7 +190,7 @@ class _Yolo(SingleStage):
     def features(self, images: Tensor) -> Features:
         """Per anchor t_x, t_y, t_w, t_h, objectness logit, class logits (YOLOv3, section 2.1).
 
-        Anchors run over the heads in the order of the cfg, and within a head over (anchor of the mask, y, x).
+        Anchors are ordered by head, as in the cfg, and within a head by (anchor of the mask, y, x).
         """
         rows = torch.cat([rows_of(map_, 5 + self.count) for map_ in self.maps(images)], 1)
         if len(self.labels) < self.count:
@@ -203,7 +203,7 @@ class _Yolo(SingleStage):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
-        """Every class above `score_threshold` of every anchor, after suppression within its class."""
+        """All classes above `score_threshold` of all anchors, after non-maximum suppression per class."""
         features = self.features(images)
         labels = torch.tensor(self.labels, device=images.device)
         detections = []
@@ -222,17 +222,17 @@ class _Yolo(SingleStage):
         return detections
 
     def _boxes(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes (A, 4) of all anchors `rows` (A, 5 + C), in the frame of an image of `size`, not clipped.
+        """Boxes (A, 4) of all anchors `rows` (A, 5 + C), in coordinates of an image of `size`, not clipped.
 
-        YOLOv3, section 2.1; `scale_x_y` stretches the sigmoid about its middle, so that a centre
-        can reach the border of its cell, and `new_coords` puts (2 sigmoid)^2 in place of exp (`get_yolo_box`).  The
-        networks were trained on edges of 0-based VOC boxes divided by the size of the image, so no pixel is
-        added or taken away.
+        YOLOv3, section 2.1; `scale_x_y` scales the sigmoid about its centre, so that a box centre
+        can reach the border of its cell, and `new_coords` replaces exp by (2 sigmoid)^2 (`get_yolo_box`).  The
+        networks were trained on edges of 0-based VOC boxes divided by the size of the image, so boxes need no offset
+        by a pixel.
         """
         centre = ((rows[:, :2].sigmoid() - 0.5) * self.stretch + 0.5 + self.grid) * self.cell
         growth = (2 * rows[:, 2:4].sigmoid()) ** 2 if self.new_coords else rows[:, 2:4].exp()
         reach = growth * self.anchor / 2
-        if self.letter_box:  # `correct_yolo_boxes`: the border is halved there without rounding
+        if self.letter_box:  # `correct_yolo_boxes` halves the border without rounding
             part = [fitted / whole for fitted, whole in zip(self._fitted(size), self.frame, strict=True)][::-1]
             part = rows.new_tensor(part)
             centre, reach = (centre - (1 - part) / 2) / part, reach / part
@@ -243,9 +243,9 @@ class _Yolo(SingleStage):
 def _anchors(
     kind: str, section: Section, shape: tuple[int, ...], frame: tuple[int, int], classes: int
 ) -> tuple[Tensor, ...]:
-    """Of every anchor of a head: cell (x, y), size of a cell, anchor size (fractions of the image), stretch.
+    """For every anchor of a head: cell (x, y), cell size and anchor size (fractions of the image), stretch.
 
-    Sizes of anchors are pixels of the frame in a [yolo] layer and cells in a [region] layer.
+    The cfg gives anchor sizes in pixels of the frame for [yolo] layers and in cells for [region] layers.
     """
     channels, height, width = shape
     sizes = section.reals("anchors")
@@ -254,7 +254,7 @@ def _anchors(
     anchors = torch.tensor(sizes).reshape(-1, 2)
     mask = section.integers("mask", ",".join(map(str, range(section.integer("num", 1)))))
     if not all(0 <= number < len(anchors) for number in mask):
-        raise ValueError(f"anchors {mask} are asked for, and option anchors has {len(anchors)}")
+        raise ValueError(f"anchors {mask} are requested, but option anchors has {len(anchors)}")
     chosen = anchors[mask]
     if section.integer("classes", 20) != classes:
         raise ValueError(f"{section.integer('classes', 20)} classes do not fit {classes} labels")
@@ -276,7 +276,7 @@ def _anchors(
 
 
 def _diou_nms(boxes: Tensor, scores: Tensor, columns: Tensor, threshold: float, beta: float) -> Tensor:
-    """Rows kept of boxes (R, 4), best score first; boxes of different `columns` (R,) never suppress each other."""
+    """Indices of kept boxes (R, 4), best score first; boxes of different `columns` (R,) never suppress each other."""
     order, kept = scores.argsort(descending=True, stable=True), []
     while len(order):
         best, order = order[0], order[1:]

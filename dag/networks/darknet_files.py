@@ -1,7 +1,7 @@
-"""Read the two files of a Darknet network: the cfg, which is text, and the weights, which are numbers.
+"""Read the two files of a Darknet network: the cfg (text) and the weights (binary).
 
-Darknet itself ignores an option that it does not know and reads `atoi` of a value.  Here every option is either read,
-listed as one that concerns training alone, or refused, because it could change the output unnoticed.
+Darknet itself ignores unknown options and parses values with `atoi`.  Here every option is either read, listed as
+relevant only to training, or rejected, because ignoring it could silently change the output.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-# No size, stride or number of filters is larger; products of a few of them fit 64 bits.
+# Upper bound of sizes, strides and numbers of filters; products of a few of them fit into 64 bits.
 LARGEST = 65535
 
 
@@ -36,14 +36,14 @@ class Section:
     options: dict[str, str]
 
     def refuse_unknown(self, read: str, training: str, neutral: dict[str, str]) -> None:
-        """Raise a ValueError for an option that could change the output and is not read.
+        """Raise a ValueError for an unsupported option that could change the output.
 
         Parameters
         ----------
         read, training : str
-            Names, separated by spaces, of what the caller reads and of what concerns training alone.
+            Space-separated names of the options that the caller reads and of those that affect only training.
         neutral : dict
-            For a value, the names of options that do nothing at this value, and are not supported at others.
+            For a value, the space-separated names of options that have no effect at it and are unsupported otherwise.
         """
         harmless = {name: value for value, names in neutral.items() for name in names.split()}
         for name, value in self.options.items():
@@ -85,7 +85,7 @@ class Section:
         if text is None:
             raise ValueError(f"option {name} is missing")
         numbers = [part.strip() for part in text.split(",")]
-        if not numbers[-1] and len(numbers) > 1:  # published files have lists that end in a comma
+        if not numbers[-1] and len(numbers) > 1:  # some published files end lists with a comma
             numbers.pop()
         if not all(re.fullmatch(form, number, re.ASCII) for number in numbers):
             raise ValueError(f"option {name}={text[:40]} is not made of {what}")
@@ -98,7 +98,7 @@ def read_cfg(path: Path) -> list[Section]:
     Raises
     ------
     ValueError
-        If the file is not a cfg file, or says the same option twice in a section.
+        If the file is not a cfg file, or repeats an option within a section.
     """
     sections = []
     for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), 1):
@@ -116,7 +116,7 @@ def read_cfg(path: Path) -> list[Section]:
 
 
 def read_weights(path: Path) -> np.ndarray:
-    """All numbers of a Darknet weights file in the order of the file, float32 (K,).
+    """All numbers of a Darknet weights file, in file order, float32 (K,).
 
     The header is the version (three int32) and the number of images seen in training, an int64 from version 0.2 on
     and an int32 before (`load_weights_upto` in Darknet's parser.c).

@@ -1,7 +1,7 @@
-"""The layers of a Darknet cfg as functions of torch, with the arithmetic of Darknet's C code.
+"""The layers of a Darknet cfg as torch functions, with the arithmetic of Darknet's C code.
 
-`convolution` makes the only layer with weights; `function` makes all others.  Darknet exists in two lines of
-development (pjreddie/darknet and AlexeyAB/darknet); where they disagree about a layer, that use of it is refused.
+`convolution` makes the only layer with weights; `function` makes all others.  Uses of a layer on which the two Darknet
+repositories (pjreddie/darknet and AlexeyAB/darknet) disagree are rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dag.networks.darknet_files import Section
 # `normalize_cpu` in Darknet's blas.c.  Dead channels have a variance of almost 0: with 1e-5 the output is off by 0.06.
 EPSILON = 1e-6
 
-# Other names that Darknet knows for the same section.
+# Synonyms of section names in Darknet.
 ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool", "soft": "softmax", "silence": "empty"}
 
 HEADS = ("yolo", "region")
@@ -45,7 +45,7 @@ _READ = {
     "region": "anchors classes num coords softmax",
 }
 
-# Options of training, or of the order of work on a GPU.
+# Options that affect only training or GPU scheduling.
 _TRAINING = (
     "onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate clip grad_centr stream wait_stream "
     "noloss jitter resize random ignore_thresh truth_thresh iou_thresh iou_thresh_kind cls_normalizer iou_normalizer "
@@ -97,7 +97,7 @@ def _stair(x: Tensor) -> Tensor:
     return torch.where(floor % 2 == 0, (x / 2).floor(), x - floor + (x / 2).floor())
 
 
-# Darknet's activations.h; constants have the digits that they have there.
+# Darknet's activations.h, with constants rounded as there.
 ACTIVATIONS = {
     "linear": nn.Identity,
     "relu": partial(nn.ReLU, inplace=True),
@@ -123,7 +123,7 @@ ACTIVATIONS = {
 
 
 def check(section: Section) -> str:
-    """The kind of a section, after a check of its options."""
+    """Check the options of a section and return its kind."""
     kind = ALIASES.get(section.kind, section.kind)
     if kind not in _READ:
         raise ValueError(f"this kind of layer is not supported; known are {', '.join(_READ)}")
@@ -132,7 +132,7 @@ def check(section: Section) -> str:
 
 
 def sources(kind: str, section: Section, number: int) -> tuple[int, ...]:
-    """Numbers of the layers that layer `number` reads (-1: the image); in the cfg, negative ones count from it."""
+    """Numbers of the input layers of layer `number` (-1: the image); negative numbers in the cfg are relative to it."""
     if kind == "route":
         given = section.integers("layers")
     elif kind in ("shortcut", "scale_channels", "sam"):
@@ -148,13 +148,13 @@ def sources(kind: str, section: Section, number: int) -> tuple[int, ...]:
 
 
 def convolution(section: Section, channels: int) -> nn.Sequential:
-    """A convolution of `channels` and its activation, on the meta device until `fill` gives it weights."""
+    """A convolution of `channels` and its activation, on the meta device until `fill` sets its weights."""
     filters, size, groups = (section.integer(name, 1) for name in ("filters", "size", "groups"))
     stride, dilation = _strides(section), section.integer("dilation", 1) if size > 1 else 1
     padding = section.integer("padding", 0, 0)
     if section.integer("pad", 0, 0):
         padding = size // 2
-    if dilation > 1 and 2 * padding != size - 1:  # the size that Darknet reserves is then not that of its output
+    if dilation > 1 and 2 * padding != size - 1:  # Darknet then allocates the wrong size for its output
         raise ValueError(f"dilation={dilation} with size={size} and a padding of {padding} is not supported")
     if channels % groups or filters % groups:
         raise ValueError(f"{channels} channels and {filters} filters cannot be divided into {groups} groups")
@@ -163,10 +163,10 @@ def convolution(section: Section, channels: int) -> nn.Sequential:
 
 
 def fill(layer: nn.Conv2d, section: Section, numbers: np.ndarray, path: Path) -> np.ndarray:
-    """Give a convolution its weights from the front of `numbers`, those of the file `path`; returns the rest.
+    """Set the weights of a convolution from the front of `numbers`, read from the file `path`; returns the rest.
 
     Order in the file: biases, then with batch normalisation scales, means, variances, then the kernel (filters,
-    channels / groups, height, width).  Batch normalisation is folded into the kernel, in float64.
+    channels / groups, height, width).  Batch normalisation is folded into both, in float64.
     """
     shape, normalised = tuple(layer.weight.shape), section.integer("batch_normalize", 0, 0)
     ends = np.cumsum([shape[0]] * (4 if normalised else 1) + [np.prod(shape)])
@@ -186,20 +186,20 @@ def fill(layer: nn.Conv2d, section: Section, numbers: np.ndarray, path: Path) ->
 
 
 def function(kind: str, section: Section, inputs: list[Tensor]) -> Callable[..., Tensor]:
-    """What a layer without weights does to the outputs of its sources, `inputs` on the meta device."""
+    """The function of a layer without weights; `inputs`, on the meta device, give the shapes of its inputs."""
     channels, height, width = inputs[0].shape[1:]
     if kind == "route":
         groups = section.integer("groups", 1)
         group = section.integer("group_id", 0, 0)
         if group >= groups or any(values.shape[1] % groups for values in inputs):
             raise ValueError(
-                f"group {group} of {groups} is no part of {[values.shape[1] for values in inputs]} channels"
+                f"group_id={group} of groups={groups} does not fit {[values.shape[1] for values in inputs]} channels"
             )
         if any(values.shape[2:] != (height, width) for values in inputs):
             raise ValueError(f"outputs of the shapes {_shapes(inputs)} cannot be joined")
         return partial(_route, groups=groups, group=group)
     if kind == "shortcut":
-        if any(values.shape[2:] != (height, width) for values in inputs):  # where the two Darknets disagree
+        if any(values.shape[2:] != (height, width) for values in inputs):  # the two Darknet repositories disagree
             raise ValueError(f"outputs of the shapes {_shapes(inputs)} cannot be added")
         return partial(_shortcut, activation=_activation(section, "linear"))
     if kind in ("scale_channels", "sam"):
@@ -217,7 +217,7 @@ def function(kind: str, section: Section, inputs: list[Tensor]) -> Callable[...,
         size = section.integer("size", section.integer("stride", 1))
         padding = section.integer("padding", size - 1, 0)
         if padding - padding // 2 >= size:
-            raise ValueError(f"padding={padding} lets a window of {size} see nothing but padding")
+            raise ValueError(f"padding={padding} lets a window of {size} cover only padding")
         pool = _max_pool if kind == "maxpool" else _average_pool
         return partial(pool, size=size, stride=_strides(section), padding=padding)
     if kind == "upsample":
@@ -254,12 +254,12 @@ def _shapes(values: list[Tensor]) -> str:
 
 
 def _route(*values: Tensor, groups: int, group: int) -> Tensor:
-    """One group of the channels of every source, one source after the other."""
+    """One group of the channels of every source, concatenated."""
     return torch.cat([value.chunk(groups, 1)[group] for value in values], 1) if groups > 1 else torch.cat(values, 1)
 
 
 def _shortcut(first: Tensor, *others: Tensor, activation: nn.Module) -> Tensor:
-    """A source with another number of channels takes part with those that both have (`shortcut_cpu`)."""
+    """Add sources; for different numbers of channels, only over the common ones (`shortcut_cpu`)."""
     for other in others:
         shared = min(first.shape[1], other.shape[1])
         if shared == first.shape[1]:
@@ -278,13 +278,13 @@ def _product(first: Tensor, second: Tensor, activation: nn.Module) -> Tensor:
 
 
 def _max_pool(values: Tensor, size: int, stride: tuple[int, int], padding: int) -> Tensor:
-    """Darknet gives the total padding, the larger half right and below; it never wins a maximum."""
+    """`padding` is the total as in Darknet, the larger half right and below; it never is the maximum."""
     near, far = padding // 2, padding - padding // 2
     return F.max_pool2d(F.pad(values, (near, far, near, far), value=-torch.inf), size, stride)
 
 
 def _average_pool(values: Tensor, size: int, stride: tuple[int, int], padding: int) -> Tensor:
-    """The mean of what the window sees of the map, without padding (`forward_local_avgpool_layer`)."""
+    """Mean over the part of the window inside the map (`forward_local_avgpool_layer`)."""
     near, far = padding // 2, padding - padding // 2
     seen = F.pad(torch.ones_like(values[:1, :1]), (near, far, near, far))
     values = F.pad(values, (near, far, near, far))
@@ -297,13 +297,13 @@ def _upsample(values: Tensor, stride: int, scale: float) -> Tensor:
 
 
 def _reorg(values: Tensor, stride: int) -> Tensor:
-    """`reorg_cpu` of YOLOv2: squares of stride x stride pixels become channels.
+    """`reorg_cpu` of YOLOv2: rearrange blocks of stride x stride pixels into channels.
 
-    The C code reads the numbers of a map (C, H, W) as (C / s^2, s H, s W), writes them as (C, H, W),
+    The C code views a map (C, H, W) as (C / s^2, s H, s W), writes it as (C, H, W),
 
         out(k, y, x) = in(k mod D, s y + o div s, s x + o mod s),    D = C / s^2, o = k div D,
 
-    and takes the result for (s^2 C, H / s, W / s).  Weights were trained with that.
+    and views the result as (s^2 C, H / s, W / s).  Weights were trained with this order.
     """
     batch, channels, height, width = values.shape
     wide = values.reshape(batch, channels // stride**2, height, stride, width, stride)
@@ -318,7 +318,7 @@ def _reorg_reverse(values: Tensor, stride: int) -> Tensor:
 
 
 def _softmax(values: Tensor, groups: int, temperature: float) -> Tensor:
-    """Over all numbers of an image, or of each of `groups` equal parts of them."""
+    """Softmax over all values of an image, or over each of `groups` equal parts of them."""
     return (values.flatten(1).unflatten(1, (groups, -1)) / temperature).softmax(2).reshape(values.shape)
 
 

@@ -1,10 +1,10 @@
 """Segmentation networks such as DeepLabv3 on MobileNetV2, imported from a uint8 or float32 TFLite file.
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017; Sandler et
-al., "MobileNetV2", CVPR 2018.  The graph of the file is followed step by step with dequantised
-float32 weights.  The rounding of activations to 8 bits is left out: it has no gradient, and it
-changes whole objects on a few images, so label maps agree with the 8-bit original on about 98.5 %
-of the pixels and not on all (tests/networks/test_deeplab_mobilenet.py).
+al., "MobileNetV2", CVPR 2018.  The graph of the file is executed operator by operator with dequantised
+float32 weights.  Activations are not rounded to 8 bits, because rounding has no gradient.  On a few
+images this changes whole objects, so label maps agree with the 8-bit original on only about 98.5 %
+of the pixels (tests/networks/test_deeplab_mobilenet.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dag.networks import tflite
 from dag.networks import tflite_operators as operators
 from dag.networks.interface import Segmenter
 
-# Operators that may follow the scores: they keep the arg max.
+# Operators that may follow the scores, as they preserve the arg max.
 _LAST = ("DEQUANTIZE", "QUANTIZE", "ARG_MAX", "SOFTMAX")
 
 
@@ -31,37 +31,36 @@ def deeplab_mobilenet(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Segmenter:
-    """A segmentation network with the graph and the weights of a TFLite file.
+    """Build a segmentation network with the graph and the weights of a TFLite file.
 
     Parameters
     ----------
     tflite : Path
-        One input image, operators of a convolutional network, bilinear upsampling of the scores to the size of the
-        input (or none, if they have it), and at the end SOFTMAX over the classes, ARG_MAX, both or neither.
+        Its graph has one input image, operators of a convolutional network, bilinear upsampling of the scores to the
+        input size (unless they already have it), and at the end optionally SOFTMAX over the classes, ARG_MAX or both.
     labels : iterable of int
         VOC class ids of the score columns.
     mean, std : float or three floats, optional
-        The network is shown (image - mean) / std, image in 0..255: 127.5 and 127.5 for an input in -1..1.  A graph
-        with a float32 input does not say them, so they are required; a quantised input has them in the file, and they
-        are refused.
+        The input is (image - mean) / std, image in 0..255: 127.5 and 127.5 for an input in -1..1.  Required for a
+        graph with a float32 input; not allowed for a quantised input, whose scale and zero point are in the file.
 
     Raises
     ------
     ValueError
-        If the file cannot be read or has an operator that is not known here.
+        If the file cannot be read or has an unsupported operator.
     """
     return _DeepLab(Path(tflite), tuple(labels), mean, std)
 
 
 class _DeepLab(Segmenter):
-    """The image is fitted into the frame of the graph and padded right and below.
+    """The image is resized to fit the frame (input size) of the graph and padded right and below.
 
-    Padding is real 0, as the network was trained: grey 128 in a uint8 graph, `mean` in a float32 one.  Everything
-    after the body is linear and separable, and is applied as one matrix per axis: upsampling inside the graph,
+    Padding has the real value 0, as in training: grey 128 in a uint8 graph, `mean` in a float32 one.  All steps after
+    the body are linear and separable, and are applied as one matrix per axis: upsampling inside the graph,
     cropping of the padding, resizing back to the image.
     """
 
-    # Depthwise convolutions: an iteration of the attack takes 0.72 to 0.84 of the time (one core).
+    # Faster for depthwise convolutions: an iteration of the attack takes 0.72 to 0.84 of the time (one core).
     channels_last = True
 
     def __init__(self, path: Path, labels: tuple[int, ...], mean, std):
@@ -84,7 +83,7 @@ class _DeepLab(Segmenter):
         steps = list(graph.operators)
         while steps and steps[-1].kind in _LAST:
             _check_last(steps.pop(), graph.tensors)
-        self.growth = []  # (height, width) that the low-resolution scores are resized to in turn, aligned corners
+        self.growth = []  # successive resizes of low-resolution scores: (height, width), align_corners
         while steps and steps[-1].kind == "RESIZE_BILINEAR":
             resize = steps.pop()
             self.growth.insert(0, (graph.tensors[resize.outputs[0]].shape[1:3], operators.aligned(resize)))
@@ -94,17 +93,17 @@ class _DeepLab(Segmenter):
         scores = graph.tensors[self.scores]
         last = self.growth[-1][0] if self.growth else scores.shape[1:3]
         if last != self.frame:
-            raise ValueError(f"the scores have {last} pixels at the end and not those of the input, {self.frame}")
+            raise ValueError(f"the final scores have the size {last} instead of the input size {self.frame}")
         if scores.shape[3] != len(self.labels):
             raise ValueError(f"{scores.shape[3]} score columns do not fit {len(self.labels)} labels")
         self.convolutions = nn.ModuleList()
         self.steps = []  # (function, numbers of the input tensors, number of the output tensor)
-        # Shapes are compared with those of the file on the meta device, where nothing is computed.
+        # Shapes are compared with those of the file on the meta device, without computation.
         tensors = list(graph.tensors)
         shapes = {self.image: torch.empty(1, 3, *self.frame, device="meta")}
         for step in steps:
             output = step.outputs[0]
-            if step.kind == "DEQUANTIZE" and tensors[step.inputs[0]].stored is not None:  # weights of 16 bits
+            if step.kind == "DEQUANTIZE" and tensors[step.inputs[0]].stored is not None:  # float16 weights
                 tensors[output] = tensors[step.inputs[0]]
                 continue
             function = operators.function(step, tensors)
@@ -118,7 +117,7 @@ class _DeepLab(Segmenter):
             if tensors[output].shape != (batch, height, width, channels):
                 raise ValueError(
                     f"{step.kind} at tensor {tensors[output].name!r} gives {(batch, height, width, channels)}, "
-                    f"and the file says {tensors[output].shape}"
+                    f"but the file says {tensors[output].shape}"
                 )
 
     def _normalise(self, image: tflite.Tensor, mean, std) -> None:
@@ -159,7 +158,7 @@ class _DeepLab(Segmenter):
         return rows @ scores @ columns.T
 
     def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image after resizing: as large as the frame allows."""
+        """Height and width of an image after resizing, as large as the frame allows."""
         scale = min(self.frame[0] / size[0], self.frame[1] / size[1])
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -173,7 +172,7 @@ class _DeepLab(Segmenter):
 
 
 def _check_last(step: tflite.Operator, tensors: Sequence[tflite.Tensor]) -> None:
-    """Refuse a step behind the scores unless it is over their columns."""
+    """Reject an operator after the scores that is not applied over their columns."""
     if step.kind == "ARG_MAX":
         axes = [tensors[number].stored for number in step.inputs[1:2]]
         if len(axes) != 1 or axes[0] is None or axes[0].ravel().tolist() not in ([3], [-1]):

@@ -1,12 +1,11 @@
 """Defences: transformations of images in front of a network.
 
-A defence is a function from a network, and arguments of the configuration, to a network of the same task with
-transformed images.  Those here are common ones: rounding, JPEG and blur (Dziugaite et al., 2016; Guo et al., ICLR
-2018), Gaussian noise (as in randomised smoothing, Cohen et al., ICML 2019) and resizing at random (Xie et al., ICLR
-2018).
+A defence maps a network and arguments from the configuration to a network of the same task that receives transformed
+images.  Common defences are implemented: rounding, JPEG and blur (Dziugaite et al., 2016; Guo et al., ICLR 2018),
+Gaussian noise (as in randomised smoothing, Cohen et al., ICML 2019) and random resizing (Xie et al., ICLR 2018).
 
-Random numbers come from torch's generator of the CPU, so that with one seed a defended network gives the same result on
-every device; the evaluation seeds every pass.
+Random numbers come from torch's CPU generator, so that a defended network gives the same result on every device for a
+given seed; the evaluation seeds every pass.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def rounding(network: Network) -> Network:
-    """Images rounded to whole grey levels, as in an 8-bit file.  Without gradient."""
+    """Round images to integer grey levels, as in an 8-bit file.  Without gradient."""
     return defended(network, torch.round)
 
 
 def jpeg(network: Network, quality: int) -> Network:
-    """Images written as JPEG files of a quality from 1 to 100 and read again.  Without gradient."""
+    """Compress images as JPEG with a quality from 1 to 100.  Without gradient."""
     if not 1 <= quality <= 100:
         raise ValueError(f"the defence jpeg has the quality {quality}; give one from 1 to 100")
 
@@ -43,9 +42,9 @@ def jpeg(network: Network, quality: int) -> Network:
 
 
 def blur(network: Network, sigma: float) -> Network:
-    """Images convolved with a Gaussian of standard deviation `sigma` pixels; beyond the border the last pixel goes on.
+    """Convolve images with a Gaussian of standard deviation `sigma` pixels, replicating the border.
 
-    The kernel ends at 4 sigma.
+    The kernel is truncated at 4 sigma.
     """
     _check_positive("blur", sigma=sigma)
     reach = int(4 * sigma + 0.5)
@@ -63,7 +62,7 @@ def blur(network: Network, sigma: float) -> Network:
 
 
 def noise(network: Network, sigma: float) -> Network:
-    """Images with Gaussian noise of standard deviation `sigma` grey levels, truncated to 0..255."""
+    """Add Gaussian noise of standard deviation `sigma` grey levels to images and clip them to 0..255."""
     _check_positive("noise", sigma=sigma)
 
     def noisy(images: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def noise(network: Network, sigma: float) -> Network:
 
 
 def resizing(network: Network, least: float, most: float) -> Network:
-    """Images resized by a factor drawn uniformly from `least` to `most`; what is found is brought back to the image."""
+    """Resize images by a factor drawn uniformly from [`least`, `most`]; predictions are mapped back to the image."""
     _check_positive("resizing", least=least, most=most)
     if least > most:
         raise ValueError(f"the defence resizing has factors from {least} to {most}; give the smaller one first")
@@ -82,7 +81,7 @@ def resizing(network: Network, least: float, most: float) -> Network:
 
 
 def defended(network: Network, transform: Transform, stochastic: bool = False) -> Network:
-    """A network that sees `transform(images)`.
+    """Wrap a network so that it receives `transform(images)`.
 
     Parameters
     ----------
@@ -91,7 +90,7 @@ def defended(network: Network, transform: Transform, stochastic: bool = False) -
     transform : callable
         From images (B, 3, H, W) in 0..255 to images of the same shape and range.
     stochastic : bool
-        Whether `transform` draws random numbers, by torch.
+        Whether `transform` draws random numbers, with torch.
     """
     return (_Segmenter if network.task == "segmentation" else _Detector)(network, transform, stochastic)
 
@@ -142,7 +141,7 @@ class _Detector(Detector):
 
 
 class _ResizedSegmenter(Segmenter):
-    """Scores come back to the size of the image within `body`, because that size is drawn there."""
+    """`body` resizes scores to the image, because it draws the size of the resized image."""
 
     stochastic = True
 
@@ -158,7 +157,7 @@ class _ResizedSegmenter(Segmenter):
 
 
 class _ResizedDetector(Detector):
-    """`features` are those of the resized images, their size, and that of the images."""
+    """`features` are those of the resized images, the size of these, and the size of the images."""
 
     stochastic = True
 
@@ -194,7 +193,7 @@ class _ResizedDetector(Detector):
 
     @staticmethod
     def _inside(features, proposals: list[Proposals]) -> list[Proposals]:
-        """Proposals of the image in the frame of the resized one."""
+        """Convert proposals to coordinates of the resized image."""
         _, size, whole = features
         return [replace(one, boxes=_boxes(one.boxes, whole, size)) for one in proposals]
 
@@ -206,14 +205,14 @@ def _check_positive(defence: str, **arguments: float) -> None:
 
 
 def _extended(images: Tensor, dimension: int, reach: int) -> Tensor:
-    """Images with their first and last row, or column, repeated `reach` times; any reach, unlike torch's padding."""
+    """Images with their first and last row (dimension 2) or column (3) repeated `reach` times."""
     first, last = (images.narrow(dimension, place, 1) for place in (0, images.shape[dimension] - 1))
     times = [reach if axis == dimension else 1 for axis in range(4)]
     return torch.cat([first.repeat(times), images, last.repeat(times)], dimension)
 
 
 def _drawn(images: Tensor, least: float, most: float) -> Tensor:
-    """Images resized by a factor drawn from `least` to `most`, the same for all of the batch."""
+    """Images resized by a factor drawn uniformly from [`least`, `most`], the same for the whole batch."""
     factor = least + (most - least) * float(torch.rand(()))
     return _resized(images, tuple(max(1, round(factor * length)) for length in images.shape[-2:]))
 
@@ -223,7 +222,7 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _boxes(boxes: Tensor, size: tuple[int, int], other: tuple[int, int]) -> Tensor:
-    """Boxes, whose last pixels belong to them, of images of one size (H, W) in the frame of another."""
+    """Convert boxes with inclusive ends from coordinates of images of one `size` (H, W) to those of the `other`."""
     (height, width), (high, wide) = size, other
     factor = boxes.new_tensor([wide / width, high / height] * 2)
     last = boxes.new_tensor([0, 0, 1, 1])

@@ -2,8 +2,8 @@
 
 Mehta et al., "ESPNetv2: A Light-weight, Power Efficient, and General Purpose Convolutional Neural Network", CVPR 2019;
 Mehta et al., "DiCENet: Dimension-wise Convolutions for Efficient Networks", TPAMI 2020.  Both have the same decoder:
-four efficient pyramid pools, from the coarsest map up, joined with projections of the encoder's maps.  The image is
-resized to the square that the network was trained with, and the scores are resized back with aligned corners.
+four efficient pyramid pools, from the coarsest map up, combined with projections of the encoder's maps.  The image is
+resized to the square input size used in training, and the scores are resized back with aligned corners.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dag.networks.interface import Segmenter
 # ImageNet's mean and standard deviation, RGB in 0..1.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Channels of the maps at stride 2, 4, 8 and 16, by the width that names a network.
+# Channels of the maps at stride 2, 4, 8 and 16, by width multiplier.
 ESPNETV2 = {0.5: (16, 32, 64, 128), 1.0: (32, 64, 128, 256), 1.5: (32, 96, 192, 384), 2.0: (32, 128, 256, 512)}
 DICENET = {
     0.2: (16, 16, 32, 64),
@@ -42,16 +42,16 @@ def espnetv2(width: float, size: int, labels: Sequence[int] = tuple(range(21))) 
     Parameters
     ----------
     width : float
-        Multiple of the channels: 0.5, 1.0, 1.5 or 2.0.
+        Width multiplier: 0.5, 1.0, 1.5 or 2.0.
     size : int
-        Height and width of the network's own frame, in pixels.
+        Height and width of the network's input, in pixels.
     labels : sequence of int
         VOC class ids of the score columns.
 
     Raises
     ------
     ValueError
-        If there is no such width, or the frame is no multiple of 16.
+        If the width is unknown, or `size` is below 32 or not a multiple of 16.
     """
     channels = _channels(ESPNETV2, width, size)
     names = [f"bu_dec_l{level}" for level in (1, 2, 3, 4)]
@@ -65,14 +65,14 @@ def dicenet(width: float, size: int, labels: Sequence[int] = tuple(range(21))) -
     Parameters
     ----------
     width : float
-        Multiple of the channels: 0.2, 0.5, 0.75, 1.0, 1.25 or 1.75.
+        Width multiplier: 0.2, 0.5, 0.75, 1.0, 1.25 or 1.75.
     size, labels
-        As of `espnetv2`.
+        As for `espnetv2`.
 
     Raises
     ------
     ValueError
-        If there is no such width, or the frame is no multiple of 16.
+        If the width is unknown, or `size` is below 32 or not a multiple of 16.
     """
     channels = _channels(DICENET, width, size)
     sides = ("16x16", "32x32", "64x64", "128x128")
@@ -82,7 +82,7 @@ def dicenet(width: float, size: int, labels: Sequence[int] = tuple(range(21))) -
 
 
 class _EdgeNet(Segmenter):
-    """Encoder `base_net` and the decoder, whose modules have the `names` of pools, projections and activations."""
+    """Encoder `base_net` and the decoder; `names` are those of its pools, projections and activations."""
 
     channels_last = True
 
@@ -123,7 +123,7 @@ class _EdgeNet(Segmenter):
 
 
 class _Layers(nn.Module):
-    """Layers in a row under an attribute that the weight files name."""
+    """A sequence of layers as an attribute with the name used in the weight files."""
 
     def __init__(self, name: str, *layers: nn.Module):
         super().__init__()
@@ -171,7 +171,7 @@ class _PyramidPool(nn.Module):
 
 
 def _fitted(x: Tensor, size: tuple[int, int], grows: bool) -> Tensor:
-    """Maps brought to a size: bilinear where they grow, averaged where they shrink."""
+    """Resize maps: bilinear interpolation to enlarge, adaptive average pooling to shrink."""
     if tuple(x.shape[-2:]) == size:
         return x
     if grows:
@@ -180,7 +180,7 @@ def _fitted(x: Tensor, size: tuple[int, int], grows: bool) -> Tensor:
 
 
 class _Projection(nn.Module):
-    """Grouped convolution, every channel weighted by the mean of the map (efficient point-wise convolution)."""
+    """Grouped convolution with channel weights from global average pooling (efficient point-wise convolution)."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -205,7 +205,7 @@ def _esp_layer(before: int, after: int, kernel: int, stride: int = 1, groups: in
 
 
 class _Eesp(nn.Module):
-    """Extremely efficient spatial pyramid: reduce, dilated depthwise branches added up one by one, expand."""
+    """Extremely efficient spatial pyramid: reduction, cumulative sums of dilated depthwise branches, expansion."""
 
     def __init__(self, before: int, after: int, reach: int, stride: int = 1):
         super().__init__()
@@ -227,12 +227,12 @@ class _Eesp(nn.Module):
         for branch in self.spp_dw[1:]:
             sums.append(branch(reduced) + sums[-1])
         expanded = self.conv_1x1_exp(self.br_after_cat(torch.cat(sums, 1)))
-        # with a stride the block that this one is part of activates
+        # with a stride, the enclosing block applies the activation
         return expanded if self.stride > 1 else self.module_act(expanded + x)
 
 
 class _Down(nn.Module):
-    """Half the size: average and EESP side by side, plus what the image, averaged down, adds."""
+    """Halve the resolution: parallel average pooling and EESP, plus features of the downsampled image."""
 
     def __init__(self, before: int, after: int, reach: int):
         super().__init__()
@@ -274,9 +274,9 @@ class _EspEncoder(nn.Module):
 
 
 class _Dice(nn.Module):
-    """Dimension-wise convolution: over channels, rows and columns, fused (DiCENet, section 3).
+    """Dimension-wise convolution over channels, rows and columns, and their fusion (DiCENet, section 3).
 
-    Rows and columns are convolved at `side`, the size of the map for ImageNet's 224 pixels.
+    Rows and columns are convolved at size `side`, that of the map for ImageNet's 224-pixel images.
     """
 
     def __init__(self, count: int, side: int):
@@ -312,7 +312,7 @@ class _Dice(nn.Module):
 
 
 class _StridedDice(nn.Module):
-    """Half the size and twice the channels."""
+    """Halve the resolution and double the channels."""
 
     def __init__(self, count: int, side: int):
         super().__init__()
@@ -324,7 +324,7 @@ class _StridedDice(nn.Module):
 
 
 class _ShuffledDice(nn.Module):
-    """Half of the channels pass unchanged."""
+    """Convolve half of the channels; the others pass unchanged."""
 
     def __init__(self, before: int, after: int, side: int):
         super().__init__()

@@ -1,13 +1,13 @@
 """ESPNet with its decoder, with the layer names of the published weight files.
 
-Mehta et al., "ESPNet: Efficient Spatial Pyramid of Dilated Convolutions for Semantic Segmentation", ECCV 2018: the
-module is section 3, the network Figure 4d.  The encoder halves the image three times.  Every level joins the output
-of its modules, what entered them and, at the first two, the image averaged down; the decoder brings class scores
-back to the size of the image in three steps.
+Mehta et al., "ESPNet: Efficient Spatial Pyramid of Dilated Convolutions for Semantic Segmentation", ECCV 2018:
+section 3 (module) and Figure 4d (network).  The encoder halves the resolution three times.  Levels 2 and 3 concatenate
+the input and the output of their modules, levels 1 and 2 also the downsampled image; the decoder upsamples the class
+scores to the size of the image in three steps.
 
-The paper leaves open what the published file fixes: images are blue, green, red, less `MEAN`, divided by `DEVIATION`
-and by 255, and the normalisations add 10^-3 to the variance.  With these, and with no other order of the joined maps,
-the statistics that the file stores of every layer's input are nearly those of CamVid's test images.
+Details that the paper does not specify follow from the published file: images are BGR, minus `MEAN`, divided by
+`DEVIATION` and by 255, and batch normalisation adds 10^-3 to the variance.  Only with these, and this order of the
+concatenated maps, are the stored statistics of every layer's input nearly those of CamVid's test images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from dag.networks.interface import Segmenter
 
-# Of CamVid's 367 training images, blue, green, red in 0..255, as other loaders of CamVid give them.  With those
-# of the 39 test images at hand the score is 0.6 points lower, with those of ImageNet 43.
+# CamVid's 367 training images, BGR in 0..255, as in other loaders of CamVid.  With the statistics of the 39 test
+# images at hand the score is 0.6 points lower, with those of ImageNet 43.
 MEAN, DEVIATION = (110.33, 108.41, 105.03), (72.13, 72.69, 69.90)
-# Channels that enter the decoder from levels 1 and 2: 16 and 2 x 64, with the 3 of the image.
+# Channels that enter the decoder from levels 1 and 2: 16 and 2 x 64, plus 3 of the image each.
 FIRST, SECOND = 19, 131
 DILATIONS = (1, 2, 4, 8, 16)
 EPSILON = 1e-3
@@ -42,17 +42,17 @@ def espnet(
     Parameters
     ----------
     p, q : int
-        Modules of levels 2 and 3, without the one that halves the size.
+        Number of modules in levels 2 and 3, without the strided one.
     size : (int, int)
-        Height and width of the network's own frame, in pixels, to which images are resized.
+        Height and width in pixels to which images are resized.
     labels : sequence of int or None
-        Class id of each score column of the weight file.  A column of None, that of unlabelled pixels, is no answer
-        and is left out.
+        Class id of each score column of the weight file.  A column labelled None, that of unlabelled pixels, is
+        dropped.
 
     Raises
     ------
     ValueError
-        If the frame is no multiple of 8.
+        If `size` is not a pair of positive multiples of 8.
     """
     if len(size) != 2 or any(side < 8 or side % 8 for side in size):
         raise ValueError(f"size {tuple(size)} is not a height and a width that are multiples of 8")
@@ -77,7 +77,7 @@ class _EspNet(Segmenter):
         self.classifier = _doubled(count)
 
     def body(self, images: Tensor) -> Tensor:
-        """Scores (B, C, height, width) in the frame."""
+        """Scores (B, C, height, width) at the size of the network's input."""
         images = F.interpolate(images, self.size, mode="bilinear", align_corners=False)
         first, second, x = self.encoder((images.flip(1) - self.mean) / self.deviation)
         x = torch.cat([self.level3_C(second), self.up_l3(self.br(x))], 1)
@@ -112,14 +112,14 @@ class _Encoder(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Reduce, convolve with growing dilations, add up one after the other, join (section 3, hierarchical fusion)."""
+    """Reduction, convolutions of growing dilation, cumulative sums, concatenation (section 3, hierarchical fusion)."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1):
         super().__init__()
         part = after // len(DILATIONS)
         self.c1 = _convolution(before, part, kernel, stride)
         for dilation in DILATIONS:
-            width = part if dilation > 1 else after - (len(DILATIONS) - 1) * part  # with what is left of the division
+            width = part if dilation > 1 else after - (len(DILATIONS) - 1) * part  # with the remainder of the division
             self.add_module(f"d{dilation}", _convolution(part, width, 3, dilation=dilation))
 
     def joined(self, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class _Pyramid(nn.Module):
 
 
 class _Esp(_Pyramid):
-    """Efficient spatial pyramid, with the input added if it is `residual`."""
+    """Efficient spatial pyramid, with a skip connection if `residual`."""
 
     def __init__(self, before: int, after: int, residual: bool = True):
         super().__init__(before, after, 1)
@@ -141,7 +141,7 @@ class _Esp(_Pyramid):
 
 
 class _HalvingEsp(_Pyramid):
-    """Efficient spatial pyramid whose first convolution has a stride."""
+    """Efficient spatial pyramid with a strided first convolution."""
 
     def __init__(self, before: int, after: int):
         super().__init__(before, after, 3, stride=2)

@@ -1,8 +1,8 @@
 """FastestDet, a single-stage detector without anchors, with the layer names of the published weight files.
 
 Ma, "FastestDet: Ultra lightweight anchor-free real-time object detection algorithm", 2022.  The body is a ShuffleNetV2
-(Ma et al., ECCV 2018); its maps at stride 8, 16 and 32 are joined at stride 16, where one head finds objectness, box
-and class of every cell.  Images are blue, green, red, divided by 255.
+(Ma et al., ECCV 2018); its maps at stride 8, 16 and 32 are concatenated at stride 16, where one head predicts
+objectness, box and class of every cell.  Images are BGR, divided by 255.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dag.networks.layers import operators
 from dag.networks.layers.boxes import clip
 from dag.networks.single_stage import Features, SingleStage, rows_of
 
-# Channels of the maps at stride 2, 8, 16 and 32, and blocks of the last three.
+# Channels of the maps at stride 2, 8, 16 and 32, and number of blocks of the last three.
 FIRST, STAGES, REPEATS = 24, (48, 96, 192), (4, 8, 4)
 STRIDE, OUT = 16, 96
 
@@ -33,16 +33,16 @@ def fastestdet(
     labels : sequence of int
         Class id of each score column.  The published file has COCO's 80 classes in their order.
     size : int
-        Height and width of the network's own frame, in pixels, to which images are squeezed.
+        Height and width in pixels to which images are resized, whatever their aspect ratio.
     score_threshold : float
-        Least confidence of a detection, as low as that of the YOLOs (`dag.networks.darknet`).
+        Minimum confidence of a detection, as low as for YOLO (`dag.networks.darknet`).
     nms : float
         IoU above which `detect` suppresses boxes of the same class.
 
     Raises
     ------
     ValueError
-        If the frame is no multiple of 32.
+        If `size` is not a positive multiple of 32.
     """
     if size % 32 or size < 32:
         raise ValueError(f"size {size} is no multiple of 32; the published network has 352")
@@ -58,7 +58,7 @@ class _FastestDet(SingleStage):
         self.detect_head = _Head(OUT, len(labels))
 
     def features(self, images: Tensor) -> Features:
-        """Per cell, row by row: centre (x, y) and size (w, h) before `_boxes`, objectness logit, class logits."""
+        """Per cell, row by row: raw centre (x, y) and size (w, h), see `_boxes`; objectness logit; class logits."""
         frame = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
         fine, middle, coarse = self.backbone(frame.flip(1) / 255)
         joined = torch.cat([F.avg_pool2d(fine, 3, 2, 1), middle, F.interpolate(coarse, scale_factor=2)], 1)
@@ -67,7 +67,7 @@ class _FastestDet(SingleStage):
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
-        """The best class of every cell, if above `score_threshold`, after suppression within its class."""
+        """The best class of every cell, if above `score_threshold`, after non-maximum suppression per class."""
         features, labels = self.features(images), torch.tensor(self.labels, device=images.device)
         detections = []
         for rows in features.rows:
@@ -80,7 +80,7 @@ class _FastestDet(SingleStage):
         return detections
 
     def _boxes(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """A centre may lie one cell away from its own, in any direction; sizes are shares of the image."""
+        """Boxes (A, 4) of all cells; a centre deviates by up to one cell per axis, sizes are fractions of the image."""
         side = self.size // STRIDE
         y, x = torch.meshgrid(*2 * [torch.arange(side, device=rows.device)], indexing="ij")
         centre = (torch.stack([x, y], 2).flatten(0, 1) + rows[:, :2].tanh()) / side
@@ -108,7 +108,7 @@ class _Body(nn.Module):
 
 
 class _Halving(nn.Module):
-    """Half the size: two branches side by side (ShuffleNetV2, Figure 3d)."""
+    """Halve the resolution with two parallel branches (ShuffleNetV2, Figure 3d)."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -131,7 +131,7 @@ class _Block(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """One, two and three depthwise convolutions side by side, merged and added."""
+    """Parallel stacks of one, two and three depthwise convolutions, merged and added to the input."""
 
     def __init__(self, before: int, after: int):
         super().__init__()

@@ -1,16 +1,15 @@
 """Interface of all networks.
 
-A network takes images as they are: float32 RGB in [0, 255], any size, with a batch dimension, (B, 3, H, W).
-Resizing, channel order and mean subtraction are its own first, differentiable layers, so that one
-perturbation in the frame of the image can be added to the input of every network.
+The input of a network is a batch of unprocessed images (B, 3, H, W): float32 RGB in [0, 255], of any size.
+Resizing, channel reordering and mean subtraction are its first, differentiable layers, so that the same
+perturbation, in image coordinates, can be added to the input of every network.
 
-The attack (`dag.attack.engine`) needs the score vector f(X, t) before softmax of every target t, differentiable
-in X, and the meaning of its columns (`labels`).  The evaluation needs the network's normal output
-(`label_map`, `detect`).
+The attack (`dag.attack.engine`) needs the score vector f(X, t) of every target t, before softmax and differentiable
+in X, and the class of each column (`labels`).  The evaluation needs the predictions (`label_map`, `detect`).
 
 Single-stage detectors have the same interface: their decoded anchor boxes are the proposals, and f(X, t) is
 the vector of class logits at an anchor.  Objectness is part of `confidence` and `detect` but not of f: an attack on
-scores that include it stops early, with the true class still the best one.
+scores that include it stops early, while the true class still ranks first.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ class Proposals:
     Attributes
     ----------
     boxes : Tensor, float32 (R, 4)
-        (x_min, y_min, x_max, y_max), 0-based, in the frame of the image.
+        (x_min, y_min, x_max, y_max), 0-based, in image coordinates.
     index : Tensor or None, int64 (R,)
-        Single-stage networks: row of the anchor in the network's raw output.  Otherwise None.
+        Single-stage networks: row of the anchor in the raw output.  Otherwise None.
     anchor : Tensor or None, int64 (R,)
-        Two-stage networks: anchor of the region proposal network that became the box.  Otherwise None.
+        Two-stage networks: anchor of the region proposal network that the box was decoded from.  Otherwise None.
     """
 
     boxes: Tensor
@@ -71,29 +70,29 @@ class Detections:
 
 
 def rows_of(found: Detections) -> NDArray[np.float32]:
-    """Detections as they are stored, (D, 6): x_min, y_min, x_max, y_max, class id, score."""
+    """Detections in the format in which they are stored, (D, 6): x_min, y_min, x_max, y_max, class id, score."""
     columns = [found.boxes, found.labels[:, None].float(), found.scores[:, None]]
     return torch.cat([column.float().cpu() for column in columns], dim=1).numpy()
 
 
 class Network(nn.Module):
-    """Common to both tasks.
+    """Base class for both tasks.
 
     Attributes
     ----------
     task : str
         "segmentation" or "detection".
     classes : ClassList
-        What class ids mean: positions in this list.  `build` sets it to the list that the network's entry names by
-        `classes`, by default that of VOC.
+        Class list that class ids index.  `build` sets it to the list named by `classes` in the network's entry, by
+        default that of VOC.
     labels : tuple of int
         Class id of each of the C score columns.  A single-stage detector has no column for background.
     channels_last : bool
-        Weights, and so all maps, are stored with channels innermost.  Faster for depthwise convolutions
+        Whether weights, and hence all maps, are in channels-last memory format.  Faster for depthwise convolutions
         (benchmarks/RESULTS.md), slower for VGG.
     stochastic : bool
-        It draws random numbers, by torch, so the same image may give something else each time.  The evaluation
-        seeds every pass of such a network; a source of perturbations must not be one.
+        Whether a pass draws random numbers, with torch, so that the output for an image varies.  The evaluation
+        seeds every pass of such a network; a source of perturbations must not be stochastic.
     """
 
     task: str
@@ -103,10 +102,10 @@ class Network(nn.Module):
     stochastic = False
 
     def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
-        """Pairs of layers, of which `build` folds the second into the first if they are convolution and normalisation.
+        """Pairs of layers that `build` folds if they are a convolution and a normalisation.
 
-        Yields a module and the names of two of its layers.  The output of the first must be read by the second alone.
-        That holds for neighbours in an `nn.Sequential`; networks add other pairs.
+        Yields a module and the names of two of its layers.  The second must be the only consumer of the first's output,
+        as is the case for neighbours in an `nn.Sequential`; networks add other pairs.
         """
         for block in self.modules():
             if isinstance(block, nn.Sequential):
@@ -114,18 +113,18 @@ class Network(nn.Module):
 
 
 def is_stochastic(network: nn.Module) -> bool:
-    """Whether a network says that it draws random numbers; one from outside may lack the attribute."""
+    """Whether a network declares itself stochastic; custom networks may lack the attribute."""
     return getattr(network, "stochastic", False)
 
 
 def objectness_of(network: Network, features, proposals: list[Proposals]) -> Tensor | None:
-    """`Detector.objectness`, which a network from outside may lack."""
+    """`Detector.objectness`; None for custom networks that lack the method."""
     method = getattr(network, "objectness", None)
     return None if method is None else method(features, proposals)
 
 
 def background_column(network: Network) -> int | None:
-    """Score column of the background; None if there is none."""
+    """Score column of the background, or None."""
     ground = network.classes.ground
     return network.labels.index(ground) if ground in network.labels else None
 
@@ -134,7 +133,7 @@ class Segmenter(Network):
     """A network that labels every pixel.
 
     `body` computes scores at low resolution.  `upsample` is linear in them, so that an attack can compute the
-    scores of single pixels, see `dag.networks.layers.upsampling`.
+    scores of individual pixels, see `dag.networks.layers.upsampling`.
     """
 
     task = "segmentation"
@@ -155,7 +154,7 @@ class Segmenter(Network):
     def label_map(self, images: Tensor) -> Tensor:
         """Predicted class ids, uint8 (B, H, W)."""
         columns = self(images).argmax(1)
-        # a plain copy would wait until the device has done all that it was told
+        # a blocking copy would synchronise with the device
         return torch.tensor(self.labels, dtype=torch.uint8).to(columns.device, non_blocking=True)[columns]
 
 
@@ -168,8 +167,8 @@ class Detector(Network):
     Attributes
     ----------
     independent : bool
-        What `detect` says of an image does not depend on the images that share its pass, if their number is the same.
-        On a GPU the evaluation shows such a detector several variants of an image at a time, and others one.
+        Whether detections in an image do not depend on the other images of the batch, for a given batch size.
+        On a GPU the evaluation passes several variants of an image at a time to such a detector, and one to others.
     """
 
     task = "detection"
@@ -180,7 +179,7 @@ class Detector(Network):
         raise TypeError(f"{type(self).__name__} does not define features()")
 
     def propose(self, features, *, nms: float, limit: int) -> list[Proposals]:
-        """The `limit` best proposals that survive suppression at IoU > `nms`, best first."""
+        """The `limit` best proposals after non-maximum suppression at IoU > `nms`, best first."""
         raise TypeError(f"{type(self).__name__} does not define propose()")
 
     def scores(self, features, proposals: list[Proposals]) -> Tensor:
@@ -199,9 +198,9 @@ class Detector(Network):
         return self.probabilities(self.scores(features, proposals))
 
     def objectness(self, features, proposals: list[Proposals]) -> Tensor | None:
-        """Logit (R,) that a proposal is an object of any class, differentiable in the images; None: there is none."""
+        """Objectness logits (R,), differentiable in the images; None if the network has none."""
         return None
 
     def detect(self, images: Tensor) -> list[Detections]:
-        """Detections with the network's normal test settings."""
+        """Detections with the network's default test settings."""
         raise TypeError(f"{type(self).__name__} does not define detect()")

@@ -1,4 +1,4 @@
-"""How alike the weights of two networks are."""
+"""Similarity of the weights of two networks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Likeness(NamedTuple):
-    """Mean over `layers` of the correlation of their weights, of the `of` layers of the larger network.
+    """Mean correlation of the weights over `layers` of the `of` layers of the larger network.
 
-    The correlation is None if no layer can be compared, all of it if nothing was.
+    The correlation is None if no layers can be compared; all fields are None if the networks were not compared.
     """
 
     correlation: float | None
@@ -33,10 +33,10 @@ def correlations(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
     Returns
     -------
     dict of str to float
-        In [-1, 1], by name: of every kernel (a tensor of two dimensions or more) that both have under one name, in one
-        shape.  Networks that were trained from independent starts have 0 up to chance, and whatever their layers have
-        learnt at corresponding places.  Kernels that are constant have no correlation and are left out, and so are
-        biases and normalisations, which are alike in networks that have nothing to do with each other.
+        Correlation in [-1, 1] of every kernel (a tensor of two dimensions or more) with the same name and shape in both
+        networks.  For networks trained from independent initialisations it deviates from 0 only by chance and by what
+        corresponding layers have learnt in common.  Constant kernels, whose correlation is undefined, are left out, and
+        so are biases and normalisation parameters, which are similar even in unrelated networks.
     """
     found = {}
     for name, kernel in kernels(first).items():
@@ -52,7 +52,7 @@ def correlations(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
 
 
 def likeness(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Likeness:
-    """`correlations` of two networks, summarised: every layer counts alike, however many weights it has."""
+    """Mean of `correlations`: every layer has the same weight, whatever its number of parameters."""
     found = list(correlations(first, second).values())
     of = max(len(kernels(first)), len(kernels(second)))
     return Likeness(float(np.mean(found)) if found else None, len(found), of)

@@ -1,7 +1,7 @@
-"""The operators of a TFLite graph as functions of torch, on maps (B, C, H, W) of real numbers.
+"""The operators of a TFLite graph as torch functions of real-valued maps (B, C, H, W).
 
-TFLite itself has (B, H, W, C).  Quantised numbers are dequantised when the file is read, and the rounding of
-activations is left out: it has no gradient.
+TFLite itself uses (B, H, W, C).  Quantised weights are dequantised when the file is read; activations are not rounded,
+because rounding has no gradient.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dag.networks import tflite
 
 _ACTIVATIONS = {"NONE": nn.Identity, "RELU": partial(nn.ReLU, inplace=True), "RELU6": partial(nn.ReLU6, inplace=True)}
 
-# Without options, from one map to one of the same shape.
+# Element-wise operators without options.
 _POINTWISE = {
     "RELU": torch.relu,
     "RELU6": F.relu6,
     "LOGISTIC": torch.sigmoid,
     "TANH": torch.tanh,
     "HARD_SWISH": F.hardswish,
-    "QUANTIZE": lambda values: values,  # another scale for the same real values
+    "QUANTIZE": lambda values: values,  # changes the scale, not the real values
     "DEQUANTIZE": lambda values: values,
 }
 _ARITHMETIC = {"ADD": torch.add, "SUB": torch.sub, "MUL": torch.mul}
 
 
 def function(operator: tflite.Operator, tensors: Sequence[tflite.Tensor]) -> Callable[..., Tensor]:
-    """What an operator does to those of its inputs that are not stored in the file.
+    """The function of an operator, of those of its inputs that are not stored in the file.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def function(operator: tflite.Operator, tensors: Sequence[tflite.Tensor]) -> Cal
 
 
 def aligned(operator: tflite.Operator) -> bool:
-    """Whether a RESIZE_BILINEAR aligns the corners; if not, it must align the centres of pixels as torch does."""
+    """Whether a RESIZE_BILINEAR aligns corners; if not, it must align pixel centres, as torch does."""
     if operator.options["alignCorners"] == operator.options["halfPixelCenters"]:
         raise ValueError("RESIZE_BILINEAR that aligns neither corners nor the centres of pixels is not supported")
     return bool(operator.options["alignCorners"])
@@ -118,7 +118,7 @@ def _sizes(operator: tflite.Operator, *names: str) -> tuple[int, ...]:
 
 
 def _padding(kind: str, size, kernel, stride, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of padding before and after a map, so that SAME has ceil(size / stride) of either."""
+    """Padding (rows, columns) before and after a map; with SAME the output has ceil(size / stride) of either."""
     if kind == "VALID":
         return (0, 0), (0, 0)
     total = [
@@ -136,10 +136,10 @@ def _activation(operator: tflite.Operator) -> nn.Module:
 
 
 def _as_map(tensor: tflite.Tensor) -> Tensor:
-    """A stored operand, one number or a row of channels, such that it fits a map (B, C, H, W)."""
+    """A stored operand, a scalar or one value per channel, in a shape that broadcasts with maps (B, C, H, W)."""
     values = torch.from_numpy(tflite.real_values(tensor))
     if values.numel() not in (1, *values.shape[-1:]):
-        raise ValueError(f"tensor {tensor.name!r} of shape {tensor.shape} is neither a number nor a row of channels")
+        raise ValueError(f"tensor {tensor.name!r} of shape {tensor.shape} is neither a scalar nor a value per channel")
     if not values.isfinite().all():
         raise ValueError(f"tensor {tensor.name!r} has values that are not finite; download the file again")
     return values.reshape(1, -1, 1, 1)
@@ -158,7 +158,7 @@ def _arithmetic(*values: Tensor, operation, constants: list[Tensor | None], acti
 
 
 def _average_pool(values: Tensor, window, stride, padding, activation: nn.Module) -> Tensor:
-    """The mean of what a window sees of the map, padding left out."""
+    """Mean over the part of a window inside the map."""
     (top, left), (bottom, right) = padding
     if not any((top, left, bottom, right)):
         return activation(F.avg_pool2d(values, window, stride))
@@ -174,7 +174,7 @@ def _max_pool(values: Tensor, window, stride, padding, activation: nn.Module) ->
 
 
 def _space_to_batch(values: Tensor, block: list[int], padding: list[int]) -> Tensor:
-    """Every block[0]-th row and block[1]-th column as an image of its own: how a dilated convolution was stored."""
+    """Make an image of every block[0]-th row and block[1]-th column: files express dilated convolutions with it."""
     top, bottom, left, right = padding
     values = F.pad(values, (left, right, top, bottom))
     batch, channels, height, width = values.shape

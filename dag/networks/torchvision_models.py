@@ -1,21 +1,20 @@
 """Networks of torchvision with weights trained on COCO: substitutes, not the networks of the paper.
 
-torchvision builds them and its weight enums say what belongs to the weights: categories, mean, standard
-deviation, size.  The weight file itself comes through the project's downloads (role `state_dict`); the
-layers keep the names they have in it.  This is the one module that imports torchvision; it is
-imported only where such a network is built.
+torchvision builds the networks, and its weight enums give categories, mean, standard deviation and size.
+The weight file itself is one of the project's downloads (role `state_dict`), whose layer names are kept.
+No other module imports torchvision, and this one is imported only to build such a network.
 
-Detectors know 90 categories, of which the 20 of VOC are the score columns; the other 70 cannot be
-adversarial labels, and detections of them are dropped.  Networks that end in a softmax (Faster R-CNN,
-SSD) have a background column too, and their f(X, t) are the log-probabilities of all 91 columns, of
-which 21 are shown.  That is the logits minus a term common to all columns: f_l' - f_l, its gradient and the
-arg max are those of the logits, and the probabilities of the whole network, 70 categories included,
-are exp f.  A target therefore counts as moved when another class of VOC or background beats its true one, not
-when it turns into a truck with the car in second place, which average precision would hardly notice.
-RetinaNet and FCOS end in one sigmoid per category: f are the 20 logits, without background.
+Detectors have 90 categories, of which the 20 of VOC are the score columns; the other 70 cannot be
+adversarial labels, and detections of them are dropped.  Networks with a softmax (Faster R-CNN, SSD)
+have a background column too, and their f(X, t) are log-probabilities over all 91 columns, restricted
+to these 21.  They are the logits minus a term common to all columns: f_l' - f_l, its gradient and the
+arg max are those of the logits, and exp f are the probabilities of the complete network, 70 categories
+included.  A target therefore counts as moved when another class of VOC or background outscores its true
+class, but not when one of the 70 does, e.g. truck before car, which would hardly change average precision.
+RetinaNet and FCOS have one sigmoid per category: f are the 20 logits, without background.
 
-torchvision's boxes end at the far edge of their last pixel, those of this project on the pixel: 1 is
-taken from x_max and y_max.
+torchvision's boxes end at the far edge of their last pixel, those of this project at the pixel itself,
+so 1 is subtracted from x_max and y_max.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ from dag.networks.interface import Detections, Detector, Network, Proposals, Seg
 from dag.networks.layers import operators
 from dag.networks.layers.boxes import exclusive
 
-LAST = 90  # category of the weights COCO_V1
+LAST = 90  # last category of the weights COCO_V1
 
-# Trained when torchvision's frozen batch normalisation added nothing to the variance; it sets 0 for these.
+# Trained with frozen batch normalisation without an epsilon; torchvision sets it to 0 for these.
 _NO_EPSILON = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 
 
@@ -56,8 +55,8 @@ def segmenter(name: str, short_side: int | None = None) -> Segmenter:
     name : str
         torchvision's name, e.g. "fcn_resnet50".
     short_side : int, optional
-        Images are resized (bilinear, antialiased) until their shorter side has this many pixels; default: as the
-        weights' preset says, 520.  The networks were trained at that scale, VOC images are smaller.
+        Shorter side, in pixels, to which images are resized (bilinear, antialiased); default: that of the weights'
+        preset, 520.  The networks were trained at that scale; VOC images are smaller.
 
     Raises
     ------
@@ -65,7 +64,7 @@ def segmenter(name: str, short_side: int | None = None) -> Segmenter:
         If torchvision has no such network with such weights.
     """
     weights = _weights(name, "COCO_WITH_VOC_LABELS_V1")
-    # The files of FCN and DeepLab hold an auxiliary classifier, which is loaded and never run.
+    # The files of FCN and DeepLab contain an auxiliary classifier, which is loaded but never run.
     settings = {} if name.startswith("lraspp") else {"aux_loss": True}
     network = torchvision.models.get_model(name, weights=None, weights_backbone=None, **settings)
     return _Segmenter(network, weights, short_side)
@@ -79,11 +78,11 @@ def detector(name: str, labels: Sequence[int] | None = None, **settings) -> Dete
     name : str
         torchvision's name, e.g. "fasterrcnn_resnet50_fpn".
     labels : sequence of int, optional
-        Class ids of the columns of a network of one's own, background first, as many as torchvision's `num_classes`.
-        Its body is taken to come from the weights COCO_V1, and so are its normalisations.  Default: VOC's classes
-        among those of the weights COCO_V1.
+        Class ids of the columns of a custom network, background first; their number is torchvision's `num_classes`.
+        Its body, batch normalisations included, is assumed to come from the weights COCO_V1.  Default: the VOC
+        classes of the weights COCO_V1.
     **settings
-        Of torchvision's class: min_size, max_size, score_thresh (Faster R-CNN: box_score_thresh) and others.
+        Arguments of torchvision's class: min_size, max_size, score_thresh (Faster R-CNN: box_score_thresh) and others.
 
     Raises
     ------
@@ -99,14 +98,14 @@ def detector(name: str, labels: Sequence[int] | None = None, **settings) -> Dete
     if name in _NO_EPSILON:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.eps = torch.finfo(torch.float32).tiny  # torch 2.11 refuses 0; added to a variance, it is nothing
+                module.eps = torch.finfo(torch.float32).tiny  # torch 2.11 rejects 0; negligible beside a variance
     if isinstance(network, FasterRCNN):
         return _TwoStage(network, columns, softmax=True)
     return _SingleStage(network, columns, softmax=isinstance(network, SSD))
 
 
 def voc_columns(categories: Sequence[str]) -> tuple[int, ...]:
-    """Column of background and of the 20 classes of VOC, in their order, among the categories of weights.
+    """Columns of background and the 20 classes of VOC, in VOC order, among the categories of weights.
 
     Raises
     ------
@@ -121,7 +120,7 @@ def voc_columns(categories: Sequence[str]) -> tuple[int, ...]:
 
 
 def _weights(name: str, kind: str) -> torchvision.models.Weights:
-    """torchvision's entry for a weight file: its address, what its columns mean, how images are prepared."""
+    """torchvision's entry for a weight file: URL, categories and preprocessing."""
     try:
         return torchvision.models.get_model_weights(name)[kind]
     except (ValueError, KeyError) as error:
@@ -131,13 +130,13 @@ def _weights(name: str, kind: str) -> torchvision.models.Weights:
 
 
 def _adopt(network: nn.Module, parts: nn.Module) -> None:
-    """Make the layers of `parts` layers of `network`, under the names that they have in the weight file."""
+    """Add the layers of `parts` to `network`, under their names in the weight file."""
     for name, part in parts.named_children():
         network.add_module(name, part)
 
 
 class _Normalised(Network):
-    """Batch normalisations of a ResNet have the number of the convolution before them."""
+    """Adds the pairs of ResNets, where bn1 follows conv1, and so on."""
 
     def normalised(self) -> Iterator[tuple[nn.Module, str, str]]:
         yield from super().normalised()
@@ -148,7 +147,7 @@ class _Normalised(Network):
 
 
 class _Segmenter(_Normalised, Segmenter):
-    """torchvision enlarges the scores to the resized image; here they go to the image itself in one step."""
+    """Scores are upsampled directly to the image; torchvision upsamples them to the resized image."""
 
     def __init__(self, network: nn.Module, weights: torchvision.models.Weights, short_side: int | None):
         super().__init__()
@@ -171,14 +170,14 @@ class _Segmenter(_Normalised, Segmenter):
 
 @dataclass(frozen=True)
 class Features:
-    """What the trunk yields for a batch.
+    """Output of the trunk for a batch.
 
     Attributes
     ----------
     maps : dict of str to Tensor (B, D, h, w)
         Levels of the pyramid, finest first.
     images : ImageList
-        The images as the trunk saw them, resized and padded, with their sizes before padding.
+        Input of the trunk: the resized and padded images, with their sizes before padding.
     size : tuple of int
         (H, W) of the images.
     """
@@ -189,27 +188,27 @@ class Features:
 
     @property
     def scale(self) -> Tensor:
-        """(4,): coordinates of boxes in the resized image divided by those in the image."""
+        """Factors (4,) from box coordinates in the image to those in the resized image."""
         (height, width), (new_height, new_width) = self.size, self.images.image_sizes[0]
         x, y = new_width / width, new_height / height
         return self.images.tensors.new_tensor([x, y, x, y])
 
 
 class _Detector(_Normalised, Detector):
-    """Common to both kinds; `softmax` over the categories, or else a sigmoid for each.
+    """Base class of both kinds, with a `softmax` over the categories or a sigmoid for each.
 
-    `columns`: of every class id, that of background first.
+    `columns` maps class ids to columns, background first.
     """
 
     def __init__(self, network: nn.Module, columns: Mapping[int, int], *, softmax: bool):
         super().__init__()
         self.softmax = softmax
         _adopt(self, network)
-        # The whole network, without being a layer itself: only its layers have a place in the weight file.
+        # The complete network as a method, so that it is no submodule: the weight file has its layers only.
         self.whole = network.forward
         background, *foreground = columns
         self.labels = (background, *foreground) if softmax else tuple(foreground)
-        ids = torch.full((1 + max(LAST, *columns.values()),), -1)  # of every category that is known, not background
+        ids = torch.full((1 + max(LAST, *columns.values()),), -1)  # by category; -1: dropped
         ids[[columns[label] for label in foreground]] = torch.tensor(foreground)
         columns = torch.tensor([columns[label] for label in self.labels])
         self.register_buffer("columns", columns, persistent=False)
@@ -220,12 +219,12 @@ class _Detector(_Normalised, Detector):
         return Features(self.backbone(resized.tensors), resized, tuple(images.shape[-2:]))
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Of the whole network: rows do not sum to 1, the other categories have their share."""
+        """Of the complete network: rows do not sum to 1, as the other categories are left out."""
         return scores.exp() if self.softmax else scores.sigmoid()
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
-        """What torchvision's own network returns, of the classes that have a column."""
+        """Detections of torchvision's network, of the classes that have a column."""
         detections = []
         for found in self.whole(list(images / 255)):
             labels = self.ids[found["labels"]]
@@ -234,11 +233,11 @@ class _Detector(_Normalised, Detector):
         return detections
 
     def _vectors(self, logits: Tensor) -> Tensor:
-        """f of logits (..., K) of all categories: (..., C)."""
+        """Score vectors f (..., C) from logits (..., K) of all categories."""
         return (logits.log_softmax(-1) if self.softmax else logits)[..., self.columns]
 
     def _proposals(self, features: Features, boxes: Tensor, ranks: Tensor, nms: float, limit: int) -> list[Proposals]:
-        """The best of all boxes (B, A, 4) of the resized images, by `ranks` (B, A)."""
+        """The best of all boxes (B, A, 4), in coordinates of the resized images, by `ranks` (B, A)."""
         proposals = []
         for image_boxes, image_ranks, size in zip(boxes, ranks, features.images.image_sizes, strict=True):
             clipped = clip_boxes_to_image(image_boxes, size)
@@ -252,9 +251,9 @@ class _TwoStage(_Detector):
 
     @torch.no_grad()
     def propose(self, features: Features, *, nms: float, limit: int) -> list[Proposals]:
-        """Boxes of the region proposal network, all levels of the pyramid together.
+        """Boxes of the region proposal network, selected jointly from all levels of the pyramid.
 
-        The limits of its normal test (anchors per level, proposals, suppression within a level) concern `detect` alone.
+        Its test-time limits (anchors per level, proposals, suppression within a level) apply only to `detect`.
         """
         maps = list(features.maps.values())
         objectness, deltas = concat_box_prediction_layers(*self.rpn.head(maps))
@@ -281,7 +280,7 @@ class _SingleStage(_Detector):
 
     @torch.no_grad()
     def propose(self, features: Features, *, nms: float, limit: int) -> list[Proposals]:
-        """Decoded anchors, ranked by the confidence in the best class that has a column, all classes together."""
+        """Decoded anchors, ranked by the confidence in the best class that has a column; class-agnostic."""
         maps = list(features.maps.values())
         deltas, centreness = self._regression(maps)
         anchors = self.anchor_generator(features.images, maps)
@@ -313,11 +312,11 @@ class _SingleStage(_Detector):
 def _best(boxes: Tensor, ranks: Tensor, nms: float, limit: int) -> Tensor:
     """Rows of the `limit` best boxes (R, 4) that survive suppression at IoU > `nms`, best first.
 
-    Whether a box survives depends on better ones alone, so the suppression sees more of the ranking only
-    if it takes more to find `limit` survivors: a pyramid has up to 270 000 anchors.
+    Whether a box survives depends only on better boxes, so suppression starts with the top of the ranking
+    and extends it only if fewer than `limit` survive: a pyramid has up to 270 000 anchors.
     """
     order = ranks.argsort(descending=True, stable=True)
-    order = order[(boxes[order, 2:] - boxes[order, :2] > 0).all(1)]  # what lies outside of the image
+    order = order[(boxes[order, 2:] - boxes[order, :2] > 0).all(1)]  # drops boxes outside the image
     seen = 2 * limit
     while True:
         candidates = order[:seen]
@@ -333,5 +332,5 @@ def _at(values: Tensor, proposals: list[Proposals]) -> Tensor:
 
 
 def _inclusive(boxes: Tensor) -> Tensor:
-    """Boxes (R, 4) whose x_max and y_max are the last pixel, of boxes that end at its far edge."""
+    """Convert boxes (R, 4) that end at the far edge of their last pixel to boxes that end at that pixel."""
     return boxes - torch.tensor([0, 0, 1, 1], dtype=boxes.dtype, device=boxes.device)

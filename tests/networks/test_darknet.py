@@ -325,7 +325,7 @@ def rejected(cfg: str, numbers, *, match: str, folder: Path, **options):
         ("classes=2", "classes=3", "3 classes do not fit 2 labels"),
         ("classes=2\n", "", "20 classes do not fit 2 labels"),
         ("mask = 1", "mask = 0,1", r"7 channels are not 2 anchors x \(5 \+ 2 classes\)"),
-        ("mask = 1", "mask = 2", r"layer 9 \[yolo\], .*anchors \[2\] are asked for"),
+        ("mask = 1", "mask = 2", r"layer 9 \[yolo\], .*anchors \[2\] are requested"),
         ("anchors = 3,4, 10,14", "anchors = 3,4, 10", r"layer 9 \[yolo\], .*pairs"),
         ("nms_kind=greedynms", "nms_kind=cornersnms", "nms_kind cornersnms is not supported"),
         ("size=1", "size=1\nsize=1", "'size=1' is not expected here"),

@@ -404,13 +404,13 @@ def one_operator(folder, name: str, shape=(1, 4, 4, 3), inputs=(), options="", *
         (dict(name="TANH", shape=(1, 4, 4, 2)), "2 score columns do not fit 3 labels"),
         (
             dict(name="TANH", shape=(1, 3, 4, 3)),
-            r"the scores have \(3, 4\) pixels at the end and not those of the input",
+            r"the final scores have the size \(3, 4\) instead of the input size",
         ),
         (dict(name="ARG_MAX", inputs=[[1]], shape=(1, 4, 3)), "ARG_MAX is not over the classes"),
         (dict(name="ARG_MAX", inputs=[3], shape=(1, 4, 4)), "the graph has no operators before"),
         (
             dict(name="PAD", inputs=[[[0, 0], [1, 0], [0, 0], [0, 0]]], options="PadOptions"),
-            r"PAD at tensor 'tensor 2' gives \(1, 5, 4, 3\), and the file says \(1, 4, 4, 3\)",
+            r"PAD at tensor 'tensor 2' gives \(1, 5, 4, 3\), but the file says \(1, 4, 4, 3\)",
         ),
         (dict(name="MAX_POOL_2D"), "an operator lacks its option 'filterHeight'"),
     ],

@@ -185,5 +185,5 @@ def test_the_benchmark_of_the_evaluation_runs(evaluation_benchmark, tmp_path, ca
 def test_the_benchmark_of_the_evaluation_measures_nothing_wrong(evaluation_benchmark, tmp_path, monkeypatch):
     outputs = evaluation_benchmark.predict.outputs
     monkeypatch.setattr(evaluation_benchmark.predict, "outputs", lambda *given: outputs(*given) + 1)
-    with pytest.raises(SystemExit, match="the label map of image 000000 is another one; nothing is measured"):
+    with pytest.raises(SystemExit, match="the label map of image 000000 has changed; nothing is measured"):
         evaluation_benchmark.evaluation(tmp_path, (30, 40), images=2, perturbations=2, victims=1)
